@@ -1,0 +1,1 @@
+//! The Redis protocol of sidekiq-processing-tracker, without any Ruby in it.
