@@ -5,4 +5,10 @@ require "rb_sys/mkmf"
 
 create_rust_makefile("sidekiq/processing_tracker/native") do |config|
   config.ext_dir = "ffi"
+
+  # An installed gem is built from the versions it was released with, and keeps nothing of the build.
+  if config.rubygems_invoked?
+    config.extra_cargo_args << "--locked"
+    config.rubygems_clean_dirs << "target"
+  end
 end

@@ -1,1 +1,24 @@
 //! The Redis protocol of sidekiq-processing-tracker, without any Ruby in it.
+//!
+//! docs/protocol.md says what is promised and why; each module here is one of its nouns.
+
+mod claims;
+pub mod clock;
+mod control;
+pub mod engine;
+pub mod entry;
+pub mod error;
+pub mod events;
+mod failpoint;
+pub mod identity;
+pub mod keys;
+pub mod link;
+pub mod parker;
+pub mod payload;
+pub mod recovery;
+pub mod registry;
+pub mod scripts;
+pub mod settings;
+pub mod threads;
+
+pub use error::{Error, Result};

@@ -1,7 +1,70 @@
-//! `Sidekiq::ProcessingTracker::Native`: the Ruby binding of processing-tracker-core.
-use magnus::{Error, Ruby};
+//! `Sidekiq::ProcessingTracker::Native`: the Ruby binding of processing-tracker-core, and nothing else.
+//!
+//! README.md beside this crate explains threads, GVL and fork.
 
+mod engine;
+mod errors;
+mod events;
+mod gvl;
+mod settings;
+
+use magnus::{function, method, value::ReprValue, Class, Error, Module, Object, RHash, Ruby, Value};
+use processing_tracker_core as core;
+use processing_tracker_core::link::Link;
+use std::time::Duration;
+
+/// Called by Ruby when the library is loaded: defines the module.
 #[magnus::init(name = "native")]
-fn init(_ruby: &Ruby) -> Result<(), Error> {
+fn init(ruby: &Ruby) -> Result<(), Error> {
+    let native = ruby
+        .define_module("Sidekiq")?
+        .define_module("ProcessingTracker")?
+        .define_module("Native")?;
+    native.const_set("VERSION", env!("CARGO_PKG_VERSION"))?;
+    native.define_module_function("namespaced_key", function!(namespaced_key, 2))?;
+    native.define_module_function("read_key", function!(read_key, 3))?;
+    native.define_module_function("reenqueue_orphans", function!(reenqueue_orphans, 1))?;
+    let class = native.define_class("Engine", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    class.define_singleton_method("start", function!(engine::Engine::start, 1))?;
+    class.define_method("identity", method!(engine::Engine::identity, 0))?;
+    class.define_method("track", method!(engine::Engine::track, 3))?;
+    class.define_method("await", method!(engine::Engine::await_record, 2))?;
+    class.define_method("ack", method!(engine::Engine::ack, 1))?;
+    class.define_method("release", method!(engine::Engine::release, 1))?;
+    class.define_method("requeue", method!(engine::Engine::requeue, 2))?;
+    class.define_method("next_event", method!(engine::Engine::next_event, 1))?;
+    class.define_method("touch", method!(engine::Engine::touch, 0))?;
+    class.define_method("leave", method!(engine::Engine::leave, 1))?;
     Ok(())
+}
+
+/// `Native.namespaced_key(namespace, key)`.
+fn namespaced_key(ruby: &Ruby, namespace: String, key: Value) -> Result<String, Error> {
+    errors::guard(ruby, || {
+        let key = key.to_r_string()?.to_string()?;
+        Ok(core::keys::namespaced(&namespace, &key))
+    })
+}
+
+/// `Native.read_key(redis, key, timeout_ms)`: what a key holds, read through a native connection; nil for none.
+fn read_key(ruby: &Ruby, redis: RHash, key: String, timeout_ms: u64) -> Result<Option<String>, Error> {
+    errors::guard(ruby, || {
+        let target = settings::target(ruby, redis)?;
+        gvl::run(ruby, move |_| {
+            Link::new(target, Duration::from_millis(timeout_ms.max(1))).read(&key)
+        })
+    })
+}
+
+/// `Native.reenqueue_orphans(settings)`: counts by outcome.
+fn reenqueue_orphans(ruby: &Ruby, settings: RHash) -> Result<RHash, Error> {
+    errors::guard(ruby, || {
+        let settings = settings::read(ruby, settings)?;
+        let report = gvl::run(ruby, move |cancel| core::recovery::reenqueue_orphans(&settings, cancel))?;
+        let counts = ruby.hash_new();
+        counts.aset("requeued", report.requeued)?;
+        counts.aset("stuck", report.stuck + report.unreadable)?;
+        Ok(counts)
+    })
 }

@@ -1,0 +1,237 @@
+//! The control thread: beats, and recovers the jobs of instances that are dead.
+//!
+//! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
+
+use crate::engine::{Link as Which, Phase, Shared};
+use crate::error::Result;
+use crate::identity;
+use crate::link::Link;
+use crate::recovery::{Progress, Reaper, Recovery};
+use crate::scripts::{self, Fenced};
+use crate::settings::Pace;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+pub(crate) fn run(shared: Arc<Shared>) {
+    Control::new(shared).run();
+}
+
+struct Control {
+    shared: Arc<Shared>,
+    link: Link,
+    beat: Attempts,
+    recover: Attempts,
+    recovery: Option<Recovery>,
+    /// Whether another instance may be due.
+    look: bool,
+    /// The last beat that was answered, and how long after it the next one is due.
+    gap: (Option<Instant>, Duration),
+    last_progress: Option<Instant>,
+}
+
+enum Task {
+    Stop,
+    Register,
+    Beat(String, Pace),
+    Recover(String, Pace),
+}
+
+impl Control {
+    fn new(shared: Arc<Shared>) -> Self {
+        let pace = shared.settings.pace();
+        Self {
+            link: Link::new(shared.settings.redis.clone(), pace.step),
+            shared,
+            beat: Attempts::default(),
+            recover: Attempts::default(),
+            recovery: None,
+            look: false,
+            gap: (None, Duration::ZERO),
+            last_progress: None,
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            match self.next_task() {
+                Task::Stop => return,
+                Task::Register => self.register(),
+                Task::Beat(identity, pace) => self.beat(&identity, pace),
+                Task::Recover(by, pace) => self.recover(by, pace),
+            }
+        }
+    }
+
+    fn next_task(&mut self) -> Task {
+        let shared = self.shared.clone();
+        let mut state = shared.state();
+        loop {
+            let now = Instant::now();
+            let mut wake = None;
+            if matches!(state.phase, Phase::Left | Phase::Stopped) {
+                return Task::Stop;
+            }
+            self.link.set_timeout(state.pace.step);
+            if !state.registered {
+                if state.phase != Phase::Running {
+                    // There is nothing left to leave.
+                    wake = Some(now + state.pace.step);
+                } else if self.beat.is_due(now) {
+                    return Task::Register;
+                }
+            } else {
+                if self.gap.0 != state.last_beat {
+                    self.gap = (state.last_beat, state.pace.step.mul_f64(0.8 + 0.2 * identity::jitter()));
+                }
+                let due = state
+                    .last_beat
+                    .map_or(now, |last| last + self.gap.1.min(state.pace.step));
+                if now >= due && self.beat.is_due(now) {
+                    return Task::Beat(state.identity.clone(), state.pace);
+                }
+                wake = Some(due.max(now));
+                if state.phase == Phase::Running && (self.recovery.is_some() || self.look) {
+                    if self.recover.is_due(now) {
+                        return Task::Recover(state.identity.clone(), state.pace);
+                    }
+                    wake = earlier(wake, self.recover.at);
+                }
+            }
+            if !self.beat.is_due(now) {
+                wake = later(wake, self.beat.at);
+            }
+            let wait = wake.map_or(state.pace.step, |at| at.saturating_duration_since(now));
+            state = shared
+                .control_wake
+                .wait_timeout(state, wait.max(Duration::from_millis(1)))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn register(&mut self) {
+        let (pace, mut info) = (self.shared.settings.pace(), self.shared.settings.info.clone());
+        for class in self.shared.state().registry.marked() {
+            info.push((format!("marked:{class}"), "1".into()));
+        }
+        let sent = Instant::now();
+        // A nonce is used once: the script may have been done though its answer was lost.
+        let registered = identity::draw(&self.shared.settings.instance_id).and_then(|identity| {
+            scripts::register(&mut self.link, &self.shared.keys, &identity, pace, &info).map(|pace| (identity, pace))
+        });
+        match registered {
+            Ok((identity, pace)) => {
+                self.beat.succeeded();
+                self.look = true;
+                self.shared.registered(identity, pace, sent);
+            }
+            Err(error) => self.failed(&error, pace),
+        }
+    }
+
+    fn beat(&mut self, identity: &str, pace: Pace) {
+        let progress = self.progress();
+        let sent = Instant::now();
+        match scripts::beat(&mut self.link, &self.shared.keys, identity, pace, progress) {
+            Ok(answer) => {
+                self.beat.succeeded();
+                if let Some(due) = self.shared.beaten(identity, sent, &answer) {
+                    self.recovery.get_or_insert_with(|| Recovery::new(due));
+                }
+                if answer == Fenced::Lost {
+                    self.recovery = None;
+                }
+            }
+            Err(error) => {
+                self.failed(&error, pace);
+                self.shared.ride();
+            }
+        }
+    }
+
+    /// Whether Ruby has made progress that is worth a note: once in six beats.
+    fn progress(&mut self) -> bool {
+        let step = self.shared.settings.pace().step;
+        let recent = self.last_progress.is_some_and(|last| last.elapsed() < step * 6);
+        if recent || !self.shared.progress.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        self.last_progress = Some(Instant::now());
+        true
+    }
+
+    fn failed(&mut self, error: &crate::Error, pace: Pace) {
+        self.link.discard();
+        self.beat.failed(pace);
+        self.shared.link_failed(Which::Control, error);
+    }
+
+    fn recover(&mut self, by: String, pace: Pace) {
+        let reaper = Reaper {
+            keys: self.shared.keys.clone(),
+            by,
+            pace,
+            hold: self.shared.settings.hold,
+        };
+        match self.recover_piece(&reaper) {
+            Ok(()) => self.recover.succeeded(),
+            // The beats say what is wrong with Redis.
+            Err(_) => {
+                self.link.discard();
+                self.recover.failed(pace);
+            }
+        }
+    }
+
+    fn recover_piece(&mut self, reaper: &Reaper) -> Result<()> {
+        let Some(recovery) = &mut self.recovery else {
+            self.recovery = scripts::due(&mut self.link, &reaper.keys, reaper.pace)?.map(Recovery::new);
+            self.look = false;
+            return Ok(());
+        };
+        let shared = &self.shared;
+        if let Progress::Done(report) = recovery.step(&mut self.link, reaper, |event| shared.events.push(event))? {
+            let from = recovery.from();
+            if let Some(leftovers) = report.leftovers(&reaper.keys, from) {
+                shared.warn_once(from, leftovers);
+            }
+            self.recovery = None;
+            self.look = true;
+        }
+        Ok(())
+    }
+}
+
+/// When to try again: at once after the first failure, then after a pause.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
+    failures: u32,
+    pub(crate) at: Option<Instant>,
+}
+
+impl Attempts {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.at.is_none_or(|at| now >= at)
+    }
+
+    pub(crate) fn succeeded(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(crate) fn failed(&mut self, pace: Pace) {
+        self.failures = self.failures.saturating_add(1);
+        self.at = (self.failures > 1).then(|| Instant::now() + pace.pause());
+    }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
+fn later(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.max(other)
+}

@@ -1,0 +1,54 @@
+//! The one error type of this crate.
+
+/// What can go wrong. `ffi` maps each kind to a Ruby class, in one function.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting cannot be used.
+    #[error("{0}")]
+    Configuration(String),
+    /// Redis could not be reached, did not answer in time, or refused.
+    #[error("{0}")]
+    Connection(String),
+    /// A reply from Redis makes no sense.
+    #[error("Redis gave a reply to {call} that makes no sense: {what}. Is another program writing to these keys?")]
+    Protocol {
+        /// The script or command that was called.
+        call: &'static str,
+        /// What was wrong with the reply; never the reply's contents, which can be a job.
+        what: String,
+    },
+    /// Something that cannot happen, did.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn protocol(call: &'static str, what: impl Into<String>) -> Self {
+        Self::Protocol {
+            call,
+            what: what.into(),
+        }
+    }
+}
+
+impl From<redis::RedisError> for Error {
+    /// Keeps what the server said, and nothing of what it sent: a value in a parse error could be a job.
+    fn from(error: redis::RedisError) -> Self {
+        let text = match error.kind() {
+            redis::ErrorKind::Parse | redis::ErrorKind::UnexpectedReturnType => {
+                "the reply is not Redis' protocol".to_owned()
+            }
+            redis::ErrorKind::AuthenticationFailed => "Redis refused the username or password".to_owned(),
+            _ if error.is_timeout() => "Redis did not answer in time".to_owned(),
+            _ => match (error.code(), error.detail()) {
+                (Some(code), Some(detail)) => format!("Redis answered {code} {detail}"),
+                _ => error.to_string(),
+            },
+        };
+        Self::Connection(text)
+    }
+}

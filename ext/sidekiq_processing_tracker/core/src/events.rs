@@ -1,0 +1,157 @@
+//! What native threads have to tell Ruby: one queue, read by one Ruby thread.
+
+use crate::parker::{lock, Parker};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Something that people should hear of.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The instance is registered for the first time.
+    Started {
+        /// Its identity.
+        identity: String,
+        /// The server, without credentials.
+        server: String,
+        /// The pace that holds in the namespace.
+        pace: crate::settings::Pace,
+    },
+    /// An orphan is back in its queue.
+    Recovered {
+        /// The job's id.
+        jid: Option<String>,
+        /// Its class.
+        class: Option<String>,
+        /// Its queue.
+        queue: Vec<u8>,
+        /// The dead instance.
+        from: String,
+        /// The instance that put it back.
+        by: String,
+    },
+    /// Redis does not answer, or refuses.
+    Outage {
+        /// What went wrong first.
+        error: String,
+    },
+    /// Redis answers again.
+    OutageOver {
+        /// How long it did not.
+        lasted: Duration,
+    },
+    /// The instance was away for longer than its lease.
+    LeaseLost {
+        /// Who it was.
+        identity: String,
+        /// Who it is now.
+        new_identity: String,
+        /// The jobs that run on here though somebody else has them; empty ids for those that have none.
+        jids: Vec<String>,
+    },
+    /// Something that a person should look at.
+    Warning(String),
+    /// So many events did not fit.
+    Dropped(u64),
+}
+
+/// The queue. It holds so many events and drops what comes after: a Ruby that does not read must not fill the memory.
+#[derive(Debug, Default)]
+pub struct Events {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    queue: VecDeque<Event>,
+    dropped: u64,
+    closed: bool,
+    reader: Option<Arc<Parker>>,
+}
+
+const MOST: usize = 10_000;
+
+/// What a reader gets.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// An event.
+    Event(Event),
+    /// None yet: wait on the parker, then ask again.
+    Wait(Arc<Parker>),
+    /// None, and none will come.
+    Closed,
+}
+
+impl PartialEq for Parker {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Events {
+    pub(crate) fn push(&self, event: Event) {
+        let mut inner = lock(&self.inner);
+        if inner.queue.len() < MOST {
+            inner.queue.push_back(event);
+        } else {
+            inner.dropped += 1;
+        }
+        if let Some(reader) = inner.reader.take() {
+            reader.unpark();
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        let mut inner = lock(&self.inner);
+        inner.closed = true;
+        if let Some(reader) = inner.reader.take() {
+            reader.unpark();
+        }
+    }
+
+    /// The next event.
+    pub fn next(&self) -> Next {
+        let mut inner = lock(&self.inner);
+        if let Some(event) = inner.queue.pop_front() {
+            return Next::Event(event);
+        }
+        if inner.dropped > 0 {
+            return Next::Event(Event::Dropped(std::mem::take(&mut inner.dropped)));
+        }
+        if inner.closed {
+            return Next::Closed;
+        }
+        let parker = Parker::new();
+        inner.reader = Some(parker.clone());
+        Next::Wait(parker)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_what_nobody_reads_and_says_so() {
+        let events = Events::default();
+        for _ in 0..MOST + 3 {
+            events.push(Event::Warning("w".into()));
+        }
+        events.close();
+        for _ in 0..MOST {
+            assert_eq!(events.next(), Next::Event(Event::Warning("w".into())));
+        }
+        assert_eq!(events.next(), Next::Event(Event::Dropped(3)));
+        assert_eq!(events.next(), Next::Closed);
+    }
+
+    #[test]
+    fn wakes_its_reader() {
+        let events = Events::default();
+        let Next::Wait(parker) = events.next() else {
+            panic!("an event came from nowhere")
+        };
+        events.push(Event::Warning("w".into()));
+        assert!(parker.is_done());
+    }
+}

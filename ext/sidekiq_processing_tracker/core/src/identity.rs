@@ -1,0 +1,42 @@
+//! Who an instance is.
+
+use crate::error::{Error, Result};
+
+/// Draws a new identity, `instance_id:pid:nonce`. The nonce is 128 bits from the operating system, so a restarted
+/// process under the same name is another instance, and so is this one after a fork or a lost lease.
+///
+/// # Errors
+/// `Error::Internal` when the operating system gives no random bytes.
+pub fn draw(instance_id: &str) -> Result<String> {
+    Ok(format!(
+        "{instance_id}:{}:{:032x}",
+        std::process::id(),
+        u128::from_le_bytes(random()?)
+    ))
+}
+
+/// A number in `0.0..1.0` to spread what many instances would else do at the same moment.
+pub(crate) fn jitter() -> f64 {
+    random::<4>().map_or(0.5, |bytes| {
+        f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
+    })
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::Internal(format!("no random bytes from the system: {error}")))?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_the_instance_the_process_and_a_nonce() {
+        let one = super::draw("pod:a").unwrap();
+        let two = super::draw("pod:a").unwrap();
+        assert!(one.starts_with(&format!("pod:a:{}:", std::process::id())));
+        assert_eq!(one.rsplit(':').next().unwrap().len(), 32);
+        assert_ne!(one, two);
+    }
+}

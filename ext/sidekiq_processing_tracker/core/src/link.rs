@@ -1,0 +1,236 @@
+//! A connection to Redis that is thrown away on any error.
+//!
+//! A redis-rs connection that has failed can be open and out of step, or seem open and be dead; so nothing is asked of it
+//! again. The next call connects anew.
+
+use crate::error::{Error, Result};
+use crate::scripts::Script;
+use crate::settings::{Address, Target};
+use crate::threads;
+use redis::io::tcp::TcpSettings;
+use redis::{Client, Connection, ConnectionAddr, ConnectionLike, IntoConnectionInfo, RedisConnectionInfo, Value};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// One connection, made when it is first needed.
+pub struct Link {
+    target: Target,
+    timeout: Duration,
+    connection: Option<Connection>,
+    /// An attempt to connect that did not end in time (a name server that does not answer). The next call waits for it
+    /// rather than start another.
+    attempt: Option<mpsc::Receiver<Result<Connection>>>,
+    made: u64,
+}
+
+impl Link {
+    /// A link to `target`. No call on it takes much longer than `timeout` to connect, or to get a part of an answer.
+    #[must_use]
+    pub fn new(target: Target, timeout: Duration) -> Self {
+        Self {
+            target,
+            timeout,
+            connection: None,
+            attempt: None,
+            made: 0,
+        }
+    }
+
+    /// How many connections this link has made so far: another number means that something may have been lost between.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.made
+    }
+
+    /// Sets the timeout of connections made from now on.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        if timeout != self.timeout {
+            self.timeout = timeout;
+            self.connection = None;
+        }
+    }
+
+    /// Connects, unless there is a connection.
+    ///
+    /// # Errors
+    /// `Error::Connection`, within the timeout.
+    pub fn connect(&mut self) -> Result<()> {
+        if self.connection.is_none() {
+            let attempt = match self.attempt.take() {
+                Some(attempt) => attempt,
+                None => self.start_connecting()?,
+            };
+            let limit = self.timeout.min(self.target.connect_timeout);
+            match attempt.recv_timeout(limit) {
+                Ok(connection) => {
+                    self.connection = Some(connection?);
+                    self.made += 1;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.attempt = Some(attempt);
+                    return Err(Error::Connection(format!(
+                        "no connection to {} within {limit:?}",
+                        self.target
+                    )));
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Internal("the connecting thread died".into()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A thread of its own: neither a name server nor a unix socket knows a timeout.
+    fn start_connecting(&self) -> Result<mpsc::Receiver<Result<Connection>>> {
+        let (sender, receiver) = mpsc::channel();
+        let (target, timeout) = (self.target.clone(), self.timeout);
+        threads::spawn("tracker-connect", move || {
+            // Nobody listens any more when the link is gone; the connection is then closed.
+            let _ = sender.send(open(&target, timeout));
+        })?;
+        Ok(receiver)
+    }
+
+    /// Runs a script: by its hash, or whole where the server does not know it (any more).
+    ///
+    /// # Errors
+    /// `Error::Connection`; the connection is gone then.
+    pub fn run(&mut self, script: &Script, call: &Call) -> Result<Value> {
+        let answer = self.send(&call.command("EVALSHA", script.hash()))?;
+        let unknown = matches!(&answer, Err(error) if error.code() == Some("NOSCRIPT"));
+        let answer = if unknown {
+            self.send(&call.command("EVAL", script.source()))?
+        } else {
+            answer
+        };
+        self.settle(answer)
+    }
+
+    /// Sends a command.
+    ///
+    /// # Errors
+    /// `Error::Connection`; the connection is gone then.
+    pub fn command(&mut self, command: &redis::Cmd) -> Result<Value> {
+        let answer = self.send(command)?;
+        self.settle(answer)
+    }
+
+    fn send(&mut self, command: &redis::Cmd) -> Result<redis::RedisResult<Value>> {
+        self.connect()?;
+        match &mut self.connection {
+            Some(connection) => Ok(connection.req_command(command)),
+            None => Err(Error::Internal("connected, but no connection".into())),
+        }
+    }
+
+    fn settle(&mut self, answer: redis::RedisResult<Value>) -> Result<Value> {
+        if answer.is_err() {
+            self.connection = None;
+        }
+        answer.map_err(Into::into)
+    }
+
+    /// What a key holds, `None` for a key that is not there.
+    ///
+    /// # Errors
+    /// As for `command`; `Error::Protocol` when it holds no text.
+    pub fn read(&mut self, key: &str) -> Result<Option<String>> {
+        match self.command(redis::cmd("GET").arg(key))? {
+            Value::Nil => Ok(None),
+            Value::BulkString(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            _ => Err(Error::protocol("GET", "a text was expected")),
+        }
+    }
+
+    /// Throws the connection away.
+    pub fn discard(&mut self) {
+        self.connection = None;
+    }
+}
+
+/// The keys and arguments of a script.
+#[derive(Debug, Clone, Default)]
+pub struct Call {
+    keys: Vec<Vec<u8>>,
+    arguments: Vec<Vec<u8>>,
+}
+
+impl Call {
+    /// A call with these keys.
+    #[must_use]
+    pub fn new<K: Into<Vec<u8>>>(keys: impl IntoIterator<Item = K>) -> Self {
+        Self {
+            keys: keys.into_iter().map(Into::into).collect(),
+            arguments: Vec::new(),
+        }
+    }
+
+    /// Adds an argument.
+    pub fn arg(&mut self, argument: impl Into<Vec<u8>>) -> &mut Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds a number as an argument.
+    pub fn number(&mut self, number: impl Into<u64>) -> &mut Self {
+        self.arg(number.into().to_string())
+    }
+
+    /// Adds how many things follow.
+    pub fn count(&mut self, count: usize) -> &mut Self {
+        self.arg(count.to_string())
+    }
+
+    /// Adds a duration in ms as an argument.
+    pub fn millis(&mut self, duration: Duration) -> &mut Self {
+        self.arg(duration.as_millis().to_string())
+    }
+
+    /// Adds a key, unless it is there, and as an argument its index in KEYS.
+    pub fn key(&mut self, key: Vec<u8>) -> &mut Self {
+        let index = match self.keys.iter().position(|other| *other == key) {
+            Some(index) => index,
+            None => {
+                self.keys.push(key);
+                self.keys.len() - 1
+            }
+        };
+        self.count(index + 1)
+    }
+
+    fn command(&self, name: &str, script: &str) -> redis::Cmd {
+        let mut command = redis::cmd(name);
+        command.arg(script).arg(self.keys.len());
+        for part in self.keys.iter().chain(&self.arguments) {
+            command.arg(&part[..]);
+        }
+        command
+    }
+}
+
+fn open(target: &Target, timeout: Duration) -> Result<Connection> {
+    let address = match &target.address {
+        Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
+        Address::Tcp(host, port) => ConnectionAddr::Tcp(host.clone(), *port),
+    };
+    let mut login = RedisConnectionInfo::default()
+        .set_db(target.db)
+        .set_lib_name("sidekiq-processing-tracker", env!("CARGO_PKG_VERSION"));
+    if let Some(password) = &target.password {
+        login = login.set_password(password);
+        if let Some(username) = &target.username {
+            login = login.set_username(username);
+        }
+    }
+    let info = address
+        .into_connection_info()?
+        .set_redis_settings(login)
+        .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    let connection = Client::open(info)?.get_connection_with_timeout(timeout.min(target.connect_timeout))?;
+    // redis-rs has taken its timeouts off again after the login.
+    let limit = Some(timeout.min(target.read_timeout));
+    connection.set_read_timeout(limit)?;
+    connection.set_write_timeout(limit)?;
+    Ok(connection)
+}

@@ -1,0 +1,13 @@
+-- beat: renews the lease, moves the clock, and names an instance whose lease has run out.
+-- KEYS: clock instances inflight info   ARGV: identity step ttl progress ('1': Ruby has made progress since the last stamp)
+-- Answers: 'lost', or 'ok' step ttl [instances due] (the last two only when the clock moved; due is '' for none)
+local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+
+if redis.call('HEXISTS', inflight, 'call') == 0 then return {'lost'} end
+redis.call('HDEL', inflight, '-')
+local now, step, ttl, moved, server = tick(clock, instances, tonumber(ARGV[2]), tonumber(ARGV[3]))
+redis.call('ZADD', instances, now + ttl, ARGV[1])
+if ARGV[4] == '1' then redis.call('HSET', info, 'progress', server) end
+if not moved then return {'ok', step, ttl} end
+local due = redis.call('ZRANGEBYSCORE', instances, '-inf', now, 'LIMIT', 0, 1)
+return {'ok', step, ttl, redis.call('ZCARD', instances), due[1] or ''}

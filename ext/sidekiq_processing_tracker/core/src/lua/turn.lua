@@ -1,0 +1,117 @@
+-- turn: all that an instance does with jobs, numbered (docs/protocol.md, "Numbered turns").
+-- KEYS: inflight info queues [queue key]...
+-- ARGV: call
+--       acks n, then n tokens
+--       requeues n, then n times: token ('' without a record), queue key (index in KEYS), queue, payload ('' with a token)
+--       marks n, then n classes
+--       records n, then n times: queue, payload
+--       claims n, then n times: queues m, then m times: queue key (index in KEYS), queue
+-- Answers: 'lost', 'stale', or 'ok' / 'again' (the repetition of a turn that was done), then
+--       the positions of the requeues that could not be done, the tokens of the records, token and payload of each claim,
+--       the queues that could not be taken from
+local inflight, info, queues = KEYS[1], KEYS[2], KEYS[3]
+local position = 1
+local function take()
+  position = position + 1
+  return ARGV[position]
+end
+local function take_count()
+  return tonumber(take())
+end
+
+local done = redis.call('HGET', inflight, 'call')
+if not done then return {'lost'} end
+local call = tonumber(ARGV[1])
+done = tonumber(done)
+if call < done then return {'stale'} end
+local again = call == done
+
+if not again then redis.call('HDEL', inflight, '-') end
+
+local acks = take_count()
+if again then
+  position = position + acks
+else
+  while acks > 0 do
+    local some = {}
+    for i = 1, math.min(acks, 1000) do some[i] = take() end
+    redis.call('HDEL', inflight, unpack(some))
+    acks = acks - #some
+  end
+end
+
+local undone = {}
+for i = 1, take_count() do
+  local token, key, queue, payload = take(), KEYS[take_count()], take(), take()
+  local ok
+  if again then
+    ok = token == '' or redis.call('HEXISTS', inflight, token) == 0
+  elseif token == '' then
+    ok = push(key, queues, queue, payload)
+  else
+    ok = give_back(inflight, token, key, queues, queue)
+  end
+  if not ok then undone[#undone + 1] = i end
+end
+
+for _ = 1, take_count() do
+  local class = take()
+  if not again then redis.call('HSET', info, 'marked:' .. class, 1) end
+end
+
+local recorded, claimed, refused = {}, {}, {}
+local records = take_count()
+if again then
+  local mine = ARGV[1] .. '-'
+  for _, token in ipairs(redis.call('HKEYS', inflight)) do
+    if string.sub(token, 1, #mine) == mine then
+      local index = tonumber(string.match(token, '^%d+%-(%d+) '))
+      if index and index <= records then
+        recorded[#recorded + 1] = token
+      else
+        claimed[#claimed + 1] = token
+        claimed[#claimed + 1] = redis.call('HGET', inflight, token)
+      end
+    end
+  end
+  return {'again', undone, recorded, claimed, refused}
+end
+
+local time = redis.call('TIME')
+local taken_at = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+local fields = {'call', ARGV[1]}
+for i = 1, records do
+  local queue, payload = take(), take()
+  local token = ARGV[1] .. '-' .. i .. ' ' .. taken_at .. ' ' .. queue
+  fields[#fields + 1] = token
+  fields[#fields + 1] = payload
+  recorded[i] = token
+end
+
+local bytes, found, empty = 0, false, {}
+for i = records + 1, records + take_count() do
+  if bytes >= 1048576 then break end -- a reply must fit the read timeout
+  for _ = 1, take_count() do
+    local index, queue = take_count(), take()
+    if not found and not empty[index] then
+      local payload = redis.pcall('RPOP', KEYS[index])
+      if type(payload) == 'table' then
+        refused[#refused + 1] = queue
+        empty[index] = true
+      elseif not payload then
+        empty[index] = true
+      else
+        local token = ARGV[1] .. '-' .. i .. ' ' .. taken_at .. ' ' .. queue
+        fields[#fields + 1] = token
+        fields[#fields + 1] = payload
+        claimed[#claimed + 1] = token
+        claimed[#claimed + 1] = payload
+        found = true
+        bytes = bytes + #payload
+      end
+    end
+  end
+  found = false
+end
+redis.call('HSET', inflight, unpack(fields))
+return {'ok', undone, recorded, claimed, refused}

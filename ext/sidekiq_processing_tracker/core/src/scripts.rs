@@ -1,0 +1,546 @@
+//! The scripts: what they are given and what they answer. What they do stands in `lua/`, one file each.
+
+use crate::entry::Token;
+use crate::error::{Error, Result};
+use crate::keys::{self, Keys};
+use crate::link::{Call, Link};
+use crate::settings::Pace;
+use redis::Value;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+/// A script and its hash.
+pub struct Script {
+    source: &'static str,
+    hash: LazyLock<String>,
+}
+
+impl Script {
+    /// The text.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        self.source
+    }
+
+    /// The SHA1 of the text, by which Redis knows a script.
+    #[must_use]
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+macro_rules! script {
+    ($name:ident, $($file:literal),+) => {
+        static $name: Script = {
+            const SOURCE: &str = concat!($(include_str!(concat!("lua/", $file, ".lua"))),+);
+            Script {
+                source: SOURCE,
+                hash: LazyLock::new(|| redis::Script::new(SOURCE).get_hash().to_owned()),
+            }
+        };
+    };
+}
+
+script!(REGISTER, "clock", "register");
+script!(BEAT, "clock", "beat");
+script!(TURN, "requeue", "turn");
+script!(REAP, "clock", "reap");
+script!(PEEK, "peek");
+script!(RECOVER, "clock", "requeue", "recover");
+script!(LEAVE, "requeue", "leave");
+
+/// What an instance is told when it has no lease any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fenced<T> {
+    /// It has its lease, and this is the answer.
+    Alive(T),
+    /// It has lost its lease, whole and for good.
+    Lost,
+}
+
+/// Begins an instance. Answers the pace that holds from now on.
+///
+/// # Errors
+/// As for every script: `Error::Connection` without a proper answer, `Error::Protocol` with one that makes no sense.
+pub fn register(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, info: &[(String, String)]) -> Result<Pace> {
+    let mut call = Call::new([
+        keys.clock(),
+        keys.instances(),
+        keys.inflight(identity),
+        keys.info(identity),
+    ]);
+    call.arg(identity).millis(pace.step).millis(pace.ttl);
+    for (field, value) in info {
+        call.arg(field.as_str()).arg(value.as_str());
+    }
+    let mut answer = Answer::to("register", link.run(&REGISTER, &call)?)?;
+    answer.pace()
+}
+
+/// The answer to a beat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// The pace that holds from now on.
+    pub pace: Pace,
+    /// When this beat moved the clock: how many instances there are, and one whose lease has run out.
+    pub seen: Option<(u64, Option<String>)>,
+}
+
+/// Renews the lease.
+///
+/// # Errors
+/// As for `register`.
+pub fn beat(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, progress: bool) -> Result<Fenced<Beat>> {
+    let mut call = Call::new([
+        keys.clock(),
+        keys.instances(),
+        keys.inflight(identity),
+        keys.info(identity),
+    ]);
+    call.arg(identity)
+        .millis(pace.step)
+        .millis(pace.ttl)
+        .number(u8::from(progress));
+    let mut answer = Answer::to("beat", link.run(&BEAT, &call)?)?;
+    if answer.text()? == "lost" {
+        return Ok(Fenced::Lost);
+    }
+    let pace = answer.pace()?;
+    let seen = if answer.is_empty() {
+        None
+    } else {
+        Some((answer.number()?, Some(answer.text()?).filter(|due| !due.is_empty())))
+    };
+    Ok(Fenced::Alive(Beat { pace, seen }))
+}
+
+/// A job that goes back to its queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Requeue {
+    /// One that has a record.
+    Recorded(Token),
+    /// One that has none: it is with this process alone.
+    Unrecorded {
+        /// The queue's name.
+        queue: Vec<u8>,
+        /// The job.
+        payload: Arc<[u8]>,
+    },
+}
+
+/// One turn: all that an instance wants done with jobs. It is sent until it is answered, unchanged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Its number.
+    pub call: u64,
+    /// Jobs that are done.
+    pub acks: Vec<Token>,
+    /// Jobs that go back.
+    pub requeues: Vec<Requeue>,
+    /// Classes whose jobs are marked though their payloads do not say so.
+    pub marks: Vec<String>,
+    /// Jobs that another fetcher has popped, queue and payload.
+    pub records: Vec<(Vec<u8>, Arc<[u8]>)>,
+    /// For each waiting thread the queues it takes from, in its order.
+    pub claims: Vec<Vec<Vec<u8>>>,
+}
+
+/// The answer to a turn that was done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Done {
+    /// The positions of the requeues that could not be done: something else lies under the queue's key.
+    pub undone: Vec<usize>,
+    /// The tokens of the records.
+    pub recorded: Vec<Token>,
+    /// The claimed jobs.
+    pub claimed: Vec<(Token, Vec<u8>)>,
+    /// The queues that nothing can be taken from.
+    pub refused: Vec<Vec<u8>>,
+}
+
+/// What became of a turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turned {
+    /// It is done, by this call or by an earlier copy of it.
+    Done(Done),
+    /// The instance has no lease.
+    Lost,
+    /// A later turn has been done: somebody else lives under this identity.
+    Stale,
+}
+
+/// Sends a turn.
+///
+/// # Errors
+/// As for `register`.
+pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<Turned> {
+    let mut call = Call::new([keys.inflight(identity), keys.info(identity), keys::QUEUES.to_owned()]);
+    call.number(turn.call).count(turn.acks.len());
+    for token in &turn.acks {
+        call.arg(token.as_bytes());
+    }
+    call.count(turn.requeues.len());
+    for requeue in &turn.requeues {
+        match requeue {
+            Requeue::Recorded(token) => {
+                let queue = token.queue();
+                call.arg(token.as_bytes()).key(keys::queue(queue)).arg(queue).arg("");
+            }
+            Requeue::Unrecorded { queue, payload } => {
+                call.arg("").key(keys::queue(queue)).arg(&queue[..]).arg(&payload[..]);
+            }
+        }
+    }
+    call.count(turn.marks.len());
+    for class in &turn.marks {
+        call.arg(class.as_str());
+    }
+    call.count(turn.records.len());
+    for (queue, payload) in &turn.records {
+        call.arg(&queue[..]).arg(&payload[..]);
+    }
+    call.count(turn.claims.len());
+    for queues in &turn.claims {
+        call.count(queues.len());
+        for queue in queues {
+            call.key(keys::queue(queue)).arg(&queue[..]);
+        }
+    }
+
+    let mut answer = Answer::to("turn", link.run(&TURN, &call)?)?;
+    match answer.text()?.as_str() {
+        "lost" => return Ok(Turned::Lost),
+        "stale" => return Ok(Turned::Stale),
+        _ => {}
+    }
+    let mut done = Done::default();
+    for position in answer.list()?.rest() {
+        let position = whole("turn", position)?;
+        done.undone
+            .push(usize::try_from(position.saturating_sub(1)).unwrap_or(usize::MAX));
+    }
+    for token in answer.list()?.rest() {
+        done.recorded.push(token_of("turn", bytes("turn", token)?)?);
+    }
+    let mut claimed = answer.list()?;
+    while !claimed.is_empty() {
+        done.claimed
+            .push((token_of("turn", claimed.bytes()?)?, claimed.bytes()?));
+    }
+    for queue in answer.list()?.rest() {
+        done.refused.push(bytes("turn", queue)?);
+    }
+    Ok(Turned::Done(done))
+}
+
+/// What became of an instance whose lease may have run out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reaped {
+    /// It is not there (any more).
+    Gone,
+    /// Its lease runs.
+    Runs,
+    /// It is fenced, and these are the fields of its in-flight hash.
+    Fenced(Vec<Vec<u8>>),
+}
+
+/// Fences an instance whose lease has run out and holds it, for `hold` at most.
+///
+/// # Errors
+/// As for `register`.
+pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &str, hold: Duration) -> Result<Reaped> {
+    let mut call = Call::new([
+        keys.clock(),
+        keys.instances(),
+        keys.inflight(identity),
+        keys.info(identity),
+    ]);
+    call.millis(pace.step)
+        .millis(pace.ttl)
+        .arg(identity)
+        .millis(hold)
+        .arg("");
+    let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
+    match answer.text()?.as_str() {
+        "gone" => Ok(Reaped::Gone),
+        "runs" => Ok(Reaped::Runs),
+        _ => answer
+            .rest()
+            .map(|field| bytes("reap", field))
+            .collect::<Result<_>>()
+            .map(Reaped::Fenced),
+    }
+}
+
+/// Moves the clock and names an instance whose lease has run out.
+///
+/// # Errors
+/// As for `register`.
+pub fn due(link: &mut Link, keys: &Keys, pace: Pace) -> Result<Option<String>> {
+    let mut call = Call::new([keys.clock(), keys.instances()]);
+    call.millis(pace.step).millis(pace.ttl).arg("");
+    let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
+    answer.text()?;
+    Ok(Some(answer.text()?).filter(|due| !due.is_empty()))
+}
+
+/// Reads what `tokens` hold: for as many as fit one answer, `None` for one that is gone.
+///
+/// # Errors
+/// As for `register`.
+pub fn peek(link: &mut Link, keys: &Keys, identity: &str, tokens: &[Token]) -> Result<Vec<Option<Vec<u8>>>> {
+    let mut call = Call::new([keys.inflight(identity)]);
+    for token in tokens {
+        call.arg(token.as_bytes());
+    }
+    let answer = Answer::to("peek", link.run(&PEEK, &call)?)?;
+    answer
+        .rest()
+        .map(|payload| match payload {
+            Value::Nil => Ok(None),
+            payload => bytes("peek", payload).map(Some),
+        })
+        .collect()
+}
+
+/// An orphan and what recovery has decided for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// Its name in the in-flight hash.
+    pub token: Token,
+    /// Its id and class, for the journal.
+    pub facts: crate::payload::Facts,
+}
+
+/// What became of an orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It is back in its queue.
+    Requeued,
+    /// Somebody settled it before.
+    Gone,
+    /// It cannot go back, since something else lies under its queue's key. It stays in flight.
+    Stuck,
+}
+
+/// Whose orphans a `recover` settles, and for whom.
+pub struct Recovery<'a> {
+    /// The fenced instance.
+    pub from: &'a str,
+    /// The reaper.
+    pub by: &'a str,
+    /// The reaper's pace, for a clock that is missing.
+    pub pace: Pace,
+    /// The most that the reaper may hold the instance.
+    pub hold: Duration,
+}
+
+/// Settles orphans. Answers an outcome for each, or `None` when the instance is not fenced.
+///
+/// # Errors
+/// As for `register`.
+pub fn recover(link: &mut Link, keys: &Keys, recovery: &Recovery, orphans: &[Orphan]) -> Result<Option<Vec<Outcome>>> {
+    let from = recovery.from;
+    let mut call = Call::new([
+        keys.clock(),
+        keys.instances(),
+        keys.inflight(from),
+        keys.info(from),
+        keys.stats(),
+        keys.journal(),
+        keys::QUEUES.to_owned(),
+    ]);
+    call.arg(from).arg(recovery.by);
+    call.millis(recovery.pace.step)
+        .millis(recovery.pace.ttl)
+        .millis(recovery.hold);
+    for orphan in orphans {
+        let queue = orphan.token.queue();
+        call.arg(orphan.token.as_bytes())
+            .arg("requeue")
+            .key(keys::queue(queue))
+            .arg(queue);
+        call.arg(orphan.facts.jid.as_deref().unwrap_or_default());
+        call.arg(orphan.facts.class.as_deref().unwrap_or_default());
+    }
+    let mut answer = Answer::to("recover", link.run(&RECOVER, &call)?)?;
+    if answer.text()? == "runs" {
+        return Ok(None);
+    }
+    let outcomes = answer.rest().map(outcome).collect::<Result<Vec<_>>>()?;
+    if outcomes.len() == orphans.len() {
+        Ok(Some(outcomes))
+    } else {
+        Err(Error::protocol("recover", "another number of outcomes than of orphans"))
+    }
+}
+
+fn outcome(value: Value) -> Result<Outcome> {
+    match &bytes("recover", value)?[..] {
+        b"requeued" => Ok(Outcome::Requeued),
+        b"gone" => Ok(Outcome::Gone),
+        b"stuck" => Ok(Outcome::Stuck),
+        _ => Err(Error::protocol("recover", "an unknown outcome")),
+    }
+}
+
+/// Leaves for good: acks, puts `requeues` back, gives up the lease. Answers how many jobs stay for the next reaper.
+///
+/// # Errors
+/// As for `register`.
+pub fn leave(link: &mut Link, keys: &Keys, identity: &str, acks: &[Token], requeues: &[Token]) -> Result<Fenced<u64>> {
+    let mut call = Call::new([
+        keys.instances(),
+        keys.inflight(identity),
+        keys.info(identity),
+        keys::QUEUES.to_owned(),
+    ]);
+    call.arg(identity).count(acks.len());
+    for token in acks {
+        call.arg(token.as_bytes());
+    }
+    call.count(requeues.len());
+    for token in requeues {
+        call.arg(token.as_bytes())
+            .key(keys::queue(token.queue()))
+            .arg(token.queue());
+    }
+    let mut answer = Answer::to("leave", link.run(&LEAVE, &call)?)?;
+    if answer.text()? == "lost" {
+        return Ok(Fenced::Lost);
+    }
+    Ok(Fenced::Alive(answer.number()?))
+}
+
+/// All fields of an instance's in-flight hash, or `Lost` when it has no lease.
+///
+/// # Errors
+/// As for `register`.
+pub fn fields(link: &mut Link, keys: &Keys, identity: &str) -> Result<Fenced<Vec<Vec<u8>>>> {
+    let mut command = redis::cmd("HKEYS");
+    command.arg(keys.inflight(identity));
+    let fields: Vec<Vec<u8>> = Answer::to("HKEYS", link.command(&command)?)?
+        .rest()
+        .map(|field| bytes("HKEYS", field))
+        .collect::<Result<_>>()?;
+    if fields.iter().any(|field| field == b"call") {
+        Ok(Fenced::Alive(fields))
+    } else {
+        Ok(Fenced::Lost)
+    }
+}
+
+/// Every instance and its lease end.
+///
+/// # Errors
+/// As for `register`.
+pub fn instances(link: &mut Link, keys: &Keys) -> Result<Vec<(String, f64)>> {
+    let mut command = redis::cmd("ZRANGE");
+    command.arg(keys.instances()).arg(0).arg(-1).arg("WITHSCORES");
+    let mut answer = Answer::to("ZRANGE", link.command(&command)?)?;
+    let mut instances = Vec::new();
+    while !answer.is_empty() {
+        instances.push((answer.text()?, answer.score()?));
+    }
+    Ok(instances)
+}
+
+/// Whether an instance has its lease, which is: the field `call`.
+///
+/// # Errors
+/// As for `register`.
+pub fn is_alive(link: &mut Link, keys: &Keys, identity: &str) -> Result<bool> {
+    let mut command = redis::cmd("HEXISTS");
+    command.arg(keys.inflight(identity)).arg("call");
+    Ok(whole("HEXISTS", link.command(&command)?)? == 1)
+}
+
+/// A reply, taken apart from front to back.
+struct Answer {
+    call: &'static str,
+    values: std::vec::IntoIter<Value>,
+}
+
+impl Answer {
+    fn to(call: &'static str, value: Value) -> Result<Self> {
+        match value {
+            Value::Array(values) => Ok(Self {
+                call,
+                values: values.into_iter(),
+            }),
+            _ => Err(Error::protocol(call, "it is not a list")),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.values.as_slice().is_empty()
+    }
+
+    fn next(&mut self) -> Result<Value> {
+        self.values
+            .next()
+            .ok_or_else(|| Error::protocol(self.call, "it is too short"))
+    }
+
+    fn rest(self) -> std::vec::IntoIter<Value> {
+        self.values
+    }
+
+    fn list(&mut self) -> Result<Self> {
+        Self::to(self.call, self.next()?)
+    }
+
+    fn bytes(&mut self) -> Result<Vec<u8>> {
+        let value = self.next()?;
+        bytes(self.call, value)
+    }
+
+    fn text(&mut self) -> Result<String> {
+        let bytes = self.bytes()?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn number(&mut self) -> Result<u64> {
+        let value = self.next()?;
+        whole(self.call, value)
+    }
+
+    fn score(&mut self) -> Result<f64> {
+        match self.next()? {
+            Value::Double(score) => Ok(score),
+            value => String::from_utf8_lossy(&bytes(self.call, value)?)
+                .parse()
+                .map_err(|_| Error::protocol(self.call, "a score is not a number")),
+        }
+    }
+
+    fn pace(&mut self) -> Result<Pace> {
+        let (step, ttl) = (
+            Duration::from_millis(self.number()?),
+            Duration::from_millis(self.number()?),
+        );
+        if step.is_zero() || ttl.is_zero() {
+            return Err(Error::protocol(self.call, "step and ttl must be more than 0"));
+        }
+        Ok(Pace { step, ttl })
+    }
+}
+
+fn bytes(call: &'static str, value: Value) -> Result<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        Value::SimpleString(text) => Ok(text.into_bytes()),
+        _ => Err(Error::protocol(call, "a text was expected")),
+    }
+}
+
+fn whole(call: &'static str, value: Value) -> Result<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(number).map_err(|_| Error::protocol(call, "a number is negative")),
+        _ => Err(Error::protocol(call, "a number was expected")),
+    }
+}
+
+fn token_of(call: &'static str, bytes: Vec<u8>) -> Result<Token> {
+    Token::read(bytes).ok_or_else(|| Error::protocol(call, "a token was expected"))
+}

@@ -1,0 +1,13 @@
+//! What the integration tests share: a real Redis of their own, a proxy that breaks things, waiting.
+//!
+//! A test file says `mod support;` and takes what it needs.
+
+// Every test binary compiles this module and uses a part of it.
+#![allow(dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub mod proxy;
+pub mod redis_server;
+pub mod resp;
+pub mod rng;
+pub mod wait;

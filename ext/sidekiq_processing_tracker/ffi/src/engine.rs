@@ -1,0 +1,174 @@
+//! `Native::Engine`: the engine of this process.
+
+use crate::{errors, events, gvl, settings};
+use magnus::{Error, IntoValue, RHash, RString, Ruby, Value};
+use processing_tracker_core as core;
+use processing_tracker_core::engine::{Recorded, END_WITHIN};
+use processing_tracker_core::events::Next;
+use processing_tracker_core::registry::{Handle, Requeueing};
+use std::time::{Duration, Instant};
+
+/// The engine. It is never freed: in a forked child its locks may be held by threads that do not exist there, and a
+/// process starts but a few.
+#[magnus::wrap(class = "Sidekiq::ProcessingTracker::Native::Engine", free_immediately)]
+pub struct Engine {
+    inner: &'static core::engine::Engine,
+}
+
+impl Engine {
+    /// `Engine.start(settings)`: starts the native threads, which connect and register by themselves.
+    pub fn start(ruby: &Ruby, settings: RHash) -> Result<Self, Error> {
+        errors::guard(ruby, || {
+            let settings = settings::read(ruby, settings)?;
+            let engine = core::engine::Engine::start(settings).map_err(|error| errors::to_ruby(ruby, &error))?;
+            Ok(Self {
+                inner: Box::leak(Box::new(engine)),
+            })
+        })
+    }
+
+    /// The engine, unless this is a forked child of the process that started it: a child touches nothing of its parent's.
+    fn mine(&self) -> Option<&core::engine::Engine> {
+        self.inner.is_of_this_process().then_some(self.inner)
+    }
+
+    /// `#identity`: who this instance is; nil in a forked child.
+    pub fn identity(ruby: &Ruby, this: &Self) -> Result<Option<String>, Error> {
+        errors::guard(ruby, || Ok(this.mine().map(core::engine::Engine::identity)))
+    }
+
+    /// `#track(queue, payload, marked_class)`: a job begins; its handle, or nil in a forked child. Never blocks.
+    pub fn track(
+        ruby: &Ruby,
+        this: &Self,
+        queue: RString,
+        payload: RString,
+        marked: Option<String>,
+    ) -> Result<Option<Handle>, Error> {
+        errors::guard(ruby, || {
+            let Some(engine) = this.mine() else { return Ok(None) };
+            // SAFETY: the bytes are copied before anything of Ruby's can run that would change or free them.
+            let (queue, payload) = unsafe { (queue.as_slice().to_vec(), payload.as_slice().into()) };
+            Ok(Some(engine.track(queue, payload, marked)))
+        })
+    }
+
+    /// `#await(handle, timeout_ms)`: whether the job's record is in Redis. Waits for it without the GVL, but not while
+    /// Redis is known not to answer.
+    pub fn await_record(ruby: &Ruby, this: &Self, handle: Handle, timeout_ms: u64) -> Result<bool, Error> {
+        errors::guard(ruby, || {
+            let Some(engine) = this.mine() else { return Ok(false) };
+            let deadline = after(timeout_ms);
+            loop {
+                match engine.recorded(handle) {
+                    Recorded::Yes => return Ok(true),
+                    Recorded::No => return Ok(false),
+                    Recorded::Wait(parker) => {
+                        if !gvl::wait(ruby, &parker, Some(deadline))? {
+                            engine.waited_in_vain();
+                            return Ok(false);
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    /// `#ack(handle)`: the job is done. Never blocks.
+    pub fn ack(ruby: &Ruby, this: &Self, handle: Handle) -> Result<(), Error> {
+        errors::guard(ruby, || {
+            if let Some(engine) = this.mine() {
+                engine.ack(handle);
+            }
+            Ok(())
+        })
+    }
+
+    /// `#release(handle)`: the job's thread has gone without an ack. Never blocks.
+    pub fn release(ruby: &Ruby, this: &Self, handle: Handle) -> Result<(), Error> {
+        errors::guard(ruby, || {
+            if let Some(engine) = this.mine() {
+                engine.release(handle);
+            }
+            Ok(())
+        })
+    }
+
+    /// `#requeue(handles, timeout_ms)`: puts jobs back and their records away. Answers those that have no record: the
+    /// caller must put them back.
+    pub fn requeue(ruby: &Ruby, this: &Self, handles: Vec<Handle>, timeout_ms: u64) -> Result<Vec<Handle>, Error> {
+        errors::guard(ruby, || {
+            let Some(engine) = this.mine() else { return Ok(handles) };
+            let deadline = after(timeout_ms);
+            let requeueing: Vec<_> = handles
+                .into_iter()
+                .map(|handle| (handle, engine.requeue(handle)))
+                .collect();
+            let mut unrecorded = Vec::new();
+            for (handle, requeueing) in requeueing {
+                match requeueing {
+                    Requeueing::Settled => {}
+                    Requeueing::Unrecorded => unrecorded.push(handle),
+                    Requeueing::Under(parker) => {
+                        gvl::wait(ruby, &parker, Some(deadline))?;
+                        if engine.take_back(handle) {
+                            unrecorded.push(handle);
+                        }
+                    }
+                }
+            }
+            Ok(unrecorded)
+        })
+    }
+
+    /// `#next_event(timeout_ms)`: a Hash, nil when there was none in time, `:stopped` when none will come.
+    pub fn next_event(ruby: &Ruby, this: &Self, timeout_ms: u64) -> Result<Value, Error> {
+        errors::guard(ruby, || {
+            let deadline = after(timeout_ms);
+            loop {
+                let Some(engine) = this.mine() else {
+                    return Ok(ruby.to_symbol("stopped").into_value_with(ruby));
+                };
+                match engine.events().next() {
+                    Next::Event(event) => return Ok(events::to_hash(ruby, event)?.into_value_with(ruby)),
+                    Next::Closed => return Ok(ruby.to_symbol("stopped").into_value_with(ruby)),
+                    Next::Wait(parker) => {
+                        if !gvl::wait(ruby, &parker, Some(deadline))? {
+                            return Ok(ruby.qnil().into_value_with(ruby));
+                        }
+                    }
+                }
+            }
+        })
+    }
+
+    /// `#touch`: Ruby has made progress.
+    pub fn touch(ruby: &Ruby, this: &Self) -> Result<(), Error> {
+        errors::guard(ruby, || {
+            if let Some(engine) = this.mine() {
+                engine.touch();
+            }
+            Ok(())
+        })
+    }
+
+    /// `#leave(timeout_ms)`: the clean exit; whether Redis has taken it. Ends the native threads in any case.
+    pub fn leave(ruby: &Ruby, this: &Self, timeout_ms: u64) -> Result<bool, Error> {
+        errors::guard(ruby, || {
+            let Some(engine) = this.mine() else { return Ok(false) };
+            let left = gvl::wait(ruby, &engine.leave(), Some(after(timeout_ms)));
+            let ending = engine.stop();
+            left?;
+            let deadline = Instant::now() + END_WITHIN;
+            for thread in ending {
+                gvl::wait(ruby, &thread, Some(deadline))?;
+            }
+            Ok(engine.has_left())
+        })
+    }
+}
+
+fn after(timeout_ms: u64) -> Instant {
+    let now = Instant::now();
+    now.checked_add(Duration::from_millis(timeout_ms)).unwrap_or(now)
+}

@@ -1,0 +1,74 @@
+//! Events as Hashes with String keys.
+
+use magnus::{encoding::EncodingCapable, Error, IntoValue, RHash, RString, Ruby};
+use processing_tracker_core::events::Event;
+
+/// The Hash of an event.
+///
+/// # Errors
+/// What Ruby raises when it is out of memory.
+pub fn to_hash(ruby: &Ruby, event: Event) -> Result<RHash, Error> {
+    let hash = ruby.hash_new();
+    let set = |key: &str, value: magnus::Value| hash.aset(key, value);
+    match event {
+        Event::Started { identity, server, pace } => {
+            set("kind", "started".into_value_with(ruby))?;
+            set("identity", identity.into_value_with(ruby))?;
+            set("server", server.into_value_with(ruby))?;
+            set("interval_ms", millis(pace.step).into_value_with(ruby))?;
+            set("ttl_ms", millis(pace.ttl).into_value_with(ruby))?;
+        }
+        Event::Recovered {
+            jid,
+            class,
+            queue,
+            from,
+            by,
+        } => {
+            set("kind", "recovered".into_value_with(ruby))?;
+            set("jid", jid.into_value_with(ruby))?;
+            set("job_class", class.into_value_with(ruby))?;
+            set("queue", text(ruby, &queue)?.into_value_with(ruby))?;
+            set("from", from.into_value_with(ruby))?;
+            set("by", by.into_value_with(ruby))?;
+            set("outcome", "requeued".into_value_with(ruby))?;
+        }
+        Event::Outage { error } => {
+            set("kind", "outage".into_value_with(ruby))?;
+            set("error", error.into_value_with(ruby))?;
+        }
+        Event::OutageOver { lasted } => {
+            set("kind", "outage_over".into_value_with(ruby))?;
+            set("seconds", lasted.as_secs_f64().into_value_with(ruby))?;
+        }
+        Event::LeaseLost {
+            identity,
+            new_identity,
+            jids,
+        } => {
+            set("kind", "lease_lost".into_value_with(ruby))?;
+            set("identity", identity.into_value_with(ruby))?;
+            set("new_identity", new_identity.into_value_with(ruby))?;
+            set("jids", jids.into_value_with(ruby))?;
+        }
+        Event::Warning(message) => {
+            set("kind", "warning".into_value_with(ruby))?;
+            set("message", message.into_value_with(ruby))?;
+        }
+        Event::Dropped(count) => {
+            set("kind", "dropped".into_value_with(ruby))?;
+            set("count", count.into_value_with(ruby))?;
+        }
+    }
+    Ok(hash)
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn text(ruby: &Ruby, bytes: &[u8]) -> Result<RString, Error> {
+    let string = ruby.str_from_slice(bytes);
+    string.enc_associate(ruby.utf8_encindex())?;
+    Ok(string)
+}

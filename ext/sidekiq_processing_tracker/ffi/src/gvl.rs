@@ -1,0 +1,95 @@
+//! Waiting without the GVL, so that other Ruby threads run meanwhile. The only unsafe calls into Ruby are here.
+
+use magnus::{Error, Ruby};
+use processing_tracker_core::parker::{Parker, Woken};
+use std::ffi::c_void;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+struct Wait<'a> {
+    parker: &'a Parker,
+    deadline: Option<Instant>,
+    /// `None` when Ruby never called the function, since an interrupt was pending already.
+    woken: Option<Woken>,
+}
+
+/// Waits until the parker is done (true) or the deadline has passed (false), without the GVL.
+///
+/// # Errors
+/// Whatever another thread or a signal raises in this one (`Thread#raise`, `Thread#kill`, `Timeout`). An interrupt
+/// that raises nothing, or is masked with `Thread.handle_interrupt`, does not end the wait; a parker that is done wins over both.
+pub fn wait(ruby: &Ruby, parker: &Parker, deadline: Option<Instant>) -> Result<bool, Error> {
+    loop {
+        if parker.is_done() {
+            return Ok(true);
+        }
+        let mut wait = Wait {
+            parker,
+            deadline,
+            woken: None,
+        };
+        let argument = std::ptr::from_mut(&mut wait).cast::<c_void>();
+        // SAFETY: both functions take a `*mut Wait`, and `wait` outlives the call: Ruby calls neither after it returned.
+        // The "2" variant raises nothing, so no longjmp passes over this frame.
+        unsafe {
+            rb_sys::rb_thread_call_without_gvl2(Some(wait_without_gvl), argument, Some(unblock), argument);
+        }
+        match wait.woken {
+            Some(Woken::Done) => return Ok(true),
+            Some(Woken::TimedOut) => return Ok(false),
+            Some(Woken::Interrupted) | None => ruby.thread_check_ints()?,
+        }
+    }
+}
+
+/// SAFETY: called by Ruby with the `*mut Wait` of `wait`, on the waiting thread, which touches nothing else meanwhile.
+unsafe extern "C" fn wait_without_gvl(argument: *mut c_void) -> *mut c_void {
+    // SAFETY: see above. `unblock` only reads the `parker` reference, which nobody writes.
+    let (parker, deadline) = unsafe {
+        let wait = argument.cast::<Wait>();
+        ((*wait).parker, (*wait).deadline)
+    };
+    let woken = catch_unwind(AssertUnwindSafe(|| parker.wait(deadline))).unwrap_or(Woken::TimedOut);
+    // SAFETY: see above.
+    unsafe { (*argument.cast::<Wait>()).woken = Some(woken) };
+    std::ptr::null_mut()
+}
+
+/// SAFETY: called by Ruby with the `*mut Wait` of `wait`, from any thread, with a lock of Ruby's held: it only sets a flag.
+unsafe extern "C" fn unblock(argument: *mut c_void) {
+    // SAFETY: the waiting thread is inside `rb_thread_call_without_gvl2` still, so its `Wait` is alive.
+    let parker = unsafe { (*argument.cast::<Wait>()).parker };
+    let _ = catch_unwind(AssertUnwindSafe(|| parker.interrupt()));
+}
+
+/// Runs `body` on a native thread and waits for it without the GVL: no Ruby thread ever touches a socket. `body` gets a
+/// parker that is done when nobody waits for it any more.
+///
+/// # Errors
+/// As for `wait`; and as `body`.
+pub fn run<T: Send + 'static>(
+    ruby: &Ruby,
+    body: impl FnOnce(&Parker) -> processing_tracker_core::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let (done, cancel, result) = (Parker::new(), Parker::new(), Arc::new(Mutex::new(None)));
+    let (thread_done, thread_cancel, thread_result) = (done.clone(), cancel.clone(), result.clone());
+    processing_tracker_core::threads::spawn("tracker-call", move || {
+        let outcome = catch_unwind(AssertUnwindSafe(|| body(&thread_cancel))).unwrap_or_else(|_| {
+            Err(processing_tracker_core::Error::Internal(
+                "a native thread panicked".into(),
+            ))
+        });
+        *thread_result.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        thread_done.unpark();
+    })
+    .map_err(|error| crate::errors::to_ruby(ruby, &error))?;
+    if let Err(raised) = wait(ruby, &done, None) {
+        cancel.unpark();
+        return Err(raised);
+    }
+    let outcome = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+    outcome
+        .unwrap_or_else(|| Err(processing_tracker_core::Error::Internal("no result".into())))
+        .map_err(|error| crate::errors::to_ruby(ruby, &error))
+}

@@ -1,0 +1,61 @@
+//! The settings Hash that Ruby passes. Ruby has validated it; what is missing or of a wrong type is a bug and raises.
+
+use magnus::{r_hash::ForEach, value::ReprValue, Error, RHash, Ruby, TryConvert, Value};
+use processing_tracker_core::settings::{Address, Settings, Target};
+use std::time::Duration;
+
+/// Reads the settings of an engine.
+///
+/// # Errors
+/// `KeyError`, `TypeError`.
+pub fn read(ruby: &Ruby, hash: RHash) -> Result<Settings, Error> {
+    let mut info = Vec::new();
+    let given: RHash = fetch(ruby, hash, "info")?;
+    given.foreach(|field: String, value: String| {
+        info.push((field, value));
+        Ok(ForEach::Continue)
+    })?;
+    Ok(Settings {
+        namespace: fetch(ruby, hash, "namespace")?,
+        instance_id: fetch(ruby, hash, "instance_id")?,
+        interval: millis(ruby, hash, "interval_ms")?,
+        ttl: millis(ruby, hash, "ttl_ms")?,
+        hold: millis(ruby, hash, "hold_ms")?,
+        redis: target(ruby, fetch(ruby, hash, "redis")?)?,
+        info,
+    })
+}
+
+/// Reads where Redis is.
+///
+/// # Errors
+/// `KeyError`, `TypeError`.
+pub fn target(ruby: &Ruby, hash: RHash) -> Result<Target, Error> {
+    let address = match get::<String>(ruby, hash, "path")? {
+        Some(path) => Address::Unix(path.into()),
+        None => Address::Tcp(fetch(ruby, hash, "host")?, fetch(ruby, hash, "port")?),
+    };
+    Ok(Target {
+        address,
+        db: get(ruby, hash, "db")?.unwrap_or(0),
+        username: get(ruby, hash, "username")?,
+        password: get(ruby, hash, "password")?,
+        connect_timeout: millis(ruby, hash, "connect_timeout_ms")?,
+        read_timeout: millis(ruby, hash, "read_timeout_ms")?,
+    })
+}
+
+fn millis(ruby: &Ruby, hash: RHash, key: &str) -> Result<Duration, Error> {
+    fetch::<u64>(ruby, hash, key).map(|millis| Duration::from_millis(millis.max(1)))
+}
+
+fn fetch<T: TryConvert>(ruby: &Ruby, hash: RHash, key: &str) -> Result<T, Error> {
+    hash.fetch(ruby.to_symbol(key))
+}
+
+fn get<T: TryConvert>(ruby: &Ruby, hash: RHash, key: &str) -> Result<Option<T>, Error> {
+    match hash.get(ruby.to_symbol(key)) {
+        Some(value) if !Value::is_nil(value) => T::try_convert(value).map(Some),
+        _ => Ok(None),
+    }
+}

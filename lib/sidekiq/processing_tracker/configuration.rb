@@ -1,0 +1,265 @@
+# frozen_string_literal: true
+
+require "socket"
+
+module Sidekiq
+  module ProcessingTracker
+    # The options of the tracker. A value set in code beats the environment, which beats the default.
+    #
+    # A value is checked when it is read, so that one bad option is reported where it matters and by its own name.
+    # While the engine runs every option keeps the value it started with, and setting one raises.
+    class Configuration
+      # Option => environment variable.
+      ENVIRONMENT = {
+        namespace: "PROCESSING_NS",
+        instance_id: "PROCESSING_INSTANCE_ID",
+        heartbeat_interval: "HEARTBEAT_INTERVAL",
+        heartbeat_ttl: "HEARTBEAT_TTL",
+        recovery_lock_ttl: "RECOVERY_LOCK_TTL",
+        track: "PROCESSING_TRACK"
+      }.freeze
+
+      # Every option, in the order in which {#inspect} shows them.
+      OPTIONS = [*ENVIRONMENT.keys, :redis_options, :logger].freeze
+
+      DEFAULT_NAMESPACE = "sidekiq_processing"
+      DEFAULT_HEARTBEAT_INTERVAL = 5
+      DEFAULT_HEARTBEAT_TTL = 30
+      DEFAULT_RECOVERY_LOCK_TTL = 300
+
+      # The lease has to outlive some heartbeats, so its default follows the interval.
+      TTL_IN_INTERVALS = 6
+
+      # A year. Longer is surely a mistake, and the sum of two still fits every number on the way to Redis.
+      LONGEST = 31_536_000
+
+      TRACK = %i[marked all].freeze
+
+      # Labels become parts of Redis keys that are also used in patterns: no spaces, control or glob characters.
+      UNUSABLE_IN_LABEL = /[[:cntrl:]]|[[:space:]]|[*?\[\]\\]/
+      NUMBER = /\A[+-]?(\d+(\.\d+)?|\.\d+)([eE][+-]?\d+)?\z/
+
+      private_constant :UNUSABLE_IN_LABEL, :NUMBER
+
+      def initialize
+        @values = {}
+        @fixed = nil
+        @fixed_by = nil
+      end
+
+      # @param value [String, Symbol, nil] prefix of every key; nil: PROCESSING_NS, else "sidekiq_processing"
+      def namespace=(value)
+        set(:namespace, value)
+      end
+
+      # @return [String]
+      # @raise [ConfigurationError]
+      def namespace
+        fixed(:namespace) { label(:namespace) { DEFAULT_NAMESPACE } }
+      end
+
+      # @param value [String, Symbol, nil] label of this machine or pod; nil: PROCESSING_INSTANCE_ID, else the hostname
+      def instance_id=(value)
+        set(:instance_id, value)
+      end
+
+      # @return [String]
+      # @raise [ConfigurationError]
+      def instance_id
+        fixed(:instance_id) { label(:instance_id) { Socket.gethostname } }
+      end
+
+      # @param value [Numeric, String, nil] seconds, fractions allowed; nil: HEARTBEAT_INTERVAL, else 5
+      def heartbeat_interval=(value)
+        set(:heartbeat_interval, value)
+      end
+
+      # @return [Integer, Float] seconds
+      # @raise [ConfigurationError]
+      def heartbeat_interval
+        fixed(:heartbeat_interval) do
+          number(:heartbeat_interval, "a number of seconds above 0, fractions allowed, at most #{LONGEST}") { |value|
+            value.positive?
+          } || DEFAULT_HEARTBEAT_INTERVAL
+        end
+      end
+
+      # @param value [Numeric, String, nil] whole seconds; nil: HEARTBEAT_TTL, else the greater of 30 and 6 intervals
+      def heartbeat_ttl=(value)
+        set(:heartbeat_ttl, value)
+      end
+
+      # @return [Integer] seconds
+      # @raise [ConfigurationError]
+      def heartbeat_ttl
+        fixed(:heartbeat_ttl) do
+          whole_seconds(:heartbeat_ttl) || [DEFAULT_HEARTBEAT_TTL, (heartbeat_interval * TTL_IN_INTERVALS).ceil].max
+        end
+      end
+
+      # @param value [Numeric, String, nil] whole seconds; nil: RECOVERY_LOCK_TTL, else 300
+      def recovery_lock_ttl=(value)
+        set(:recovery_lock_ttl, value)
+      end
+
+      # @return [Integer] seconds
+      # @raise [ConfigurationError]
+      def recovery_lock_ttl
+        fixed(:recovery_lock_ttl) { whole_seconds(:recovery_lock_ttl) || DEFAULT_RECOVERY_LOCK_TTL }
+      end
+
+      # @param value [Symbol, String, nil] :marked or :all; nil: PROCESSING_TRACK, else :marked
+      def track=(value)
+        set(:track, value)
+      end
+
+      # @return [Symbol] :marked or :all
+      # @raise [ConfigurationError]
+      def track
+        fixed(:track) do
+          value, source = lookup(:track)
+          next :marked if value.nil?
+
+          TRACK.find { |name| name.to_s == value.to_s } || refuse(source, value, ":marked or :all")
+        end
+      end
+
+      # @param value [String, Hash, nil] a Redis URL, or a Hash as Sidekiq takes it; nil: Sidekiq's own settings
+      def redis_options=(value)
+        set(:redis_options, value)
+      end
+
+      # @return [String, Hash, nil] as it was set; {RedisSettings.from_options} checks what is in it
+      # @raise [ConfigurationError] when it is neither a String nor a Hash
+      def redis_options
+        fixed(:redis_options) do
+          value = @values[:redis_options]
+          next value if value.nil? || value.is_a?(String) || value.is_a?(Hash)
+
+          # The class only: an object that holds a password may show it.
+          raise ConfigurationError,
+            "redis_options is a #{value.class}: allowed is a Redis URL, a Hash like {url: \"redis://...\"}, or nil " \
+            "for Sidekiq's own settings"
+        end
+      end
+
+      # @param value [Logger, nil] nil: Sidekiq.logger
+      def logger=(value)
+        set(:logger, value)
+      end
+
+      # @return [Logger]
+      # @raise [ConfigurationError]
+      def logger
+        value = @values[:logger]
+        return ::Sidekiq.logger if value.nil?
+        return value if %i[debug info warn error].all? { |level| value.respond_to?(level) }
+
+        raise ConfigurationError,
+          "logger is a #{value.class}: allowed is an object with debug, info, warn and error, or nil for Sidekiq's logger"
+      end
+
+      # Keeps every option as it is now, in this process, until {#release}. A forked child is free to set its own.
+      #
+      # @api private
+      # @return [void]
+      # @raise [ConfigurationError] when an option cannot be used
+      def fix
+        values = (OPTIONS - [:logger]).to_h { |option| [option, public_send(option)] }
+        logger
+        @fixed = values.freeze
+        @fixed_by = Process.pid
+      end
+
+      # Lets the options be set again.
+      #
+      # @api private
+      # @return [void]
+      def release
+        @fixed = nil
+      end
+
+      # @return [String] every option that was set in code or by the environment, without passwords
+      def inspect
+        shown = OPTIONS.filter_map { |option|
+          value = @values.fetch(option) { ENV[ENVIRONMENT[option]] if ENVIRONMENT.key?(option) }
+          next if value.nil?
+
+          "#{option}=#{show(option, value)}"
+        }
+        "#<#{[self.class, *shown].join(" ")}>"
+      end
+      alias_method :to_s, :inspect
+
+      private
+
+      def fixed?
+        @fixed && @fixed_by == Process.pid
+      end
+
+      def fixed(option)
+        fixed? ? @fixed.fetch(option) : yield
+      end
+
+      def set(option, value)
+        if fixed?
+          raise ConfigurationError,
+            "#{option} cannot be changed while the engine runs (it stays #{show(option, @fixed[option])}): " \
+            "set it before Sidekiq starts"
+        end
+        @values[option] = value
+      end
+
+      # @return [Array(Object, String)] the value, and what to call it in a message
+      def lookup(option)
+        value = @values[option]
+        return [value, option.to_s] unless value.nil?
+
+        variable = ENVIRONMENT.fetch(option)
+        [ENV[variable], "#{option} (from #{variable})"]
+      end
+
+      def label(option)
+        value, source = lookup(option)
+        value = yield if value.nil?
+        text = value.is_a?(Symbol) ? value.to_s : value
+        allowed = "a String that is not empty, without spaces, control characters and * ? [ ] \\"
+        refuse(source, value, allowed) unless text.is_a?(String) && text.valid_encoding? && !text.empty?
+        refuse(source, value, allowed) if text.match?(UNUSABLE_IN_LABEL)
+        text.dup.freeze
+      end
+
+      def whole_seconds(option)
+        number(option, "a whole number of seconds from 1 to #{LONGEST}") { |value| value >= 1 && (value % 1).zero? }
+      end
+
+      # @return [Integer, Float, nil] nil where nothing is set
+      def number(option, allowed)
+        value, source = lookup(option)
+        return if value.nil?
+
+        number = value.is_a?(String) ? parse(value) : value
+        # is_a? and not ===: ActiveSupport's 5.seconds answers the first only.
+        refuse(source, value, allowed) unless number.is_a?(Numeric) && number.real? && number.to_f.finite?
+        refuse(source, value, allowed) unless yield(number.to_f) && number.to_f <= LONGEST
+        (number % 1).zero? ? number.to_i : number.to_f
+      end
+
+      def parse(text)
+        Float(text) if text.match?(NUMBER)
+      end
+
+      def refuse(source, value, allowed)
+        raise ConfigurationError, "#{source} is #{value.inspect}: allowed is #{allowed}"
+      end
+
+      def show(option, value)
+        case option
+        when :redis_options then value.nil? ? "nil" : RedisSettings.describe(value)
+        when :logger then value.class.to_s
+        else value.inspect
+        end
+      end
+    end
+  end
+end

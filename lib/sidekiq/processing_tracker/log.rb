@@ -1,0 +1,39 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # Writes to the configured logger. Logging is never worth a job: a logger that raises is survived in silence.
+    #
+    # @api private
+    module Log
+      # Seconds between two lines about failures of the tracker itself, since every job may meet the same one.
+      FAILURE_PAUSE = 60
+
+      @failure_at = nil
+
+      class << self
+        # @param level [Symbol] :debug, :info, :warn or :error
+        # @param text [String]
+        # @return [void]
+        def write(level, text)
+          ProcessingTracker.logger.public_send(level, "ProcessingTracker #{text}")
+        rescue
+          # There is no better place to report that the log cannot be written.
+        end
+
+        # One line a minute at most.
+        #
+        # @param doing [String] what was about to be done
+        # @param error [Exception]
+        # @return [void]
+        def failure(doing, error)
+          now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+          return if @failure_at && now - @failure_at < FAILURE_PAUSE
+
+          @failure_at = now
+          write(:error, "failed to #{doing}: #{error.message} (#{error.class})")
+        end
+      end
+    end
+  end
+end

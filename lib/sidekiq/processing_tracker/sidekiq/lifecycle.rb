@@ -1,0 +1,96 @@
+# frozen_string_literal: true
+
+require "socket"
+
+module Sidekiq
+  module ProcessingTracker
+    # Prepended to Sidekiq::Launcher: the engine comes before the first job and goes after the last.
+    #
+    # The launcher and not Sidekiq's events: `:shutdown` is the start of the drain, `:exit` exists in newer versions
+    # only, and an embedded Sidekiq that is started again fires neither.
+    #
+    # @api private
+    module Lifecycle
+      class << self
+        # Hooks into Sidekiq. Starts nothing. May be called again: configure_embed replays configure_server's blocks.
+        #
+        # @param config [Sidekiq::Config, Module] what configure_server yields
+        # @return [void]
+        def install(config)
+          require "sidekiq/launcher"
+          require "sidekiq/processor"
+          ::Sidekiq::Launcher.prepend(self)
+          ::Sidekiq::Processor.prepend(Processor)
+          config.server_middleware { |chain| Middleware.outermost(chain) }
+        end
+
+        # Since 7.0 each capsule has a fetcher, made by whoever asks first: here that is one thread. 6.5 has one.
+        #
+        # @param config [Sidekiq::Config, Module]
+        # @return [Array<Object>]
+        def fetchers(config)
+          capsules(config)&.map(&:fetcher) || [config[:fetch]]
+        end
+
+        # Gems that were loaded after this one may have put themselves before its middleware. Up to 8.0 every capsule
+        # has a copy of the chain.
+        #
+        # @param config [Sidekiq::Config, Module]
+        # @return [Array<Sidekiq::Middleware::Chain>]
+        def chains(config)
+          [config, *capsules(config)].map(&:server_middleware)
+        end
+
+        # @param launcher [Sidekiq::Launcher]
+        # @return [Hash{String => String}] what people may want to know of this process
+        def info(launcher)
+          config = launcher.config
+          capsules = capsules(config)
+          {
+            "hostname" => Socket.gethostname,
+            "pid" => Process.pid.to_s,
+            "started_at" => Time.now.to_i.to_s,
+            "version" => VERSION,
+            "sidekiq_version" => ::Sidekiq::VERSION,
+            "ruby_version" => RUBY_VERSION,
+            "sidekiq_identity" => launcher.identity,
+            "queues" => (capsules ? capsules.flat_map(&:queues) : config[:queues]).uniq.join(","),
+            "concurrency" => (capsules ? capsules.sum(&:concurrency) : config[:concurrency]).to_s
+          }
+        end
+
+        private
+
+        # @return [Array<Sidekiq::Capsule>, nil] nil in 6.5, which has none
+        def capsules(config)
+          config.capsules.values if config.respond_to?(:capsules)
+        end
+      end
+
+      # @raise [ConfigurationError] so that Sidekiq does not boot with settings that track nothing
+      def run(...)
+        running = false
+        @processing_tracker ||= Instance.enter(Lifecycle.info(self))
+        Lifecycle.fetchers(config).each { |fetcher| Fetch.decorate(fetcher) }
+        Lifecycle.chains(config).each { |chain| Middleware.outermost(chain) }
+        super.tap { running = true }
+      ensure
+        leave_processing_tracker unless running
+      end
+
+      # Returns when the drain is over, so only then nothing is left to track.
+      def stop
+        super
+      ensure
+        leave_processing_tracker
+      end
+
+      private
+
+      def leave_processing_tracker
+        instance, @processing_tracker = @processing_tracker, nil
+        Instance.leave(instance) if instance
+      end
+    end
+  end
+end

@@ -1,0 +1,74 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # Server middleware, the outermost: sees to it that Redis has the record of a marked job before the job runs.
+    #
+    # It tracks only the job that its thread's processor has fetched: not a nested perform_inline, nor anything in a
+    # console, a web process or the testing modes. Whatever goes wrong in here, the job runs.
+    #
+    # @api private
+    class Middleware
+      # Sidekiq::Shutdown may come at any moment. A call to the engine is finished first.
+      UNINTERRUPTED = {::Sidekiq::Shutdown => :never}.freeze
+      private_constant :UNINTERRUPTED
+
+      class << self
+        # Makes this the first of a chain, wherever it was.
+        #
+        # @param chain [Sidekiq::Middleware::Chain]
+        # @return [void]
+        def outermost(chain)
+          chain.prepend(self) unless chain.entries.first&.klass == self
+        end
+      end
+
+      # @param instance [Object] the job's instance
+      # @param job [Hash] the parsed payload
+      # @param _queue [String]
+      # @return [Object] what the job returns
+      def call(instance, job, _queue)
+        unit = UnitOfWork.current
+        track(unit, instance, job) if unit&.runs?(job)
+        yield
+      end
+
+      private
+
+      def track(unit, instance, job)
+        engine = Instance.current&.engine
+        return unless engine
+
+        Thread.handle_interrupt(UNINTERRUPTED) do
+          marked = marked_by(instance, job)
+          unit.await_record if marked && unit.track(engine, (marked unless marked == true))
+        end
+      rescue => error
+        Log.failure("track a job", error)
+      end
+
+      # @return [true, String, nil] true where the payload says it or all jobs are tracked; the class where only that
+      #   says it. What the payload says beats the class, `"processing": false` too.
+      def marked_by(instance, job)
+        return true if ProcessingTracker.track == :all
+        return job[Worker::OPTION] == true || nil if job.key?(Worker::OPTION)
+
+        marking_class(instance.class, job["class"]) || marking_class(named(job["wrapped"]), job["wrapped"])
+      end
+
+      # @return [String, nil] the name as the payload has it, which is what recovery compares
+      def marking_class(job_class, name)
+        return unless job_class.respond_to?(:get_sidekiq_options)
+
+        name if job_class.get_sidekiq_options[Worker::OPTION] == true
+      end
+
+      # A class that cannot be found or loaded is for the job itself to report.
+      def named(class_name)
+        Object.const_get(class_name) if class_name.is_a?(String)
+      rescue StandardError, ScriptError
+        nil
+      end
+    end
+  end
+end

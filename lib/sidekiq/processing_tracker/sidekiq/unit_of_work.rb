@@ -1,0 +1,196 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # A job that Sidekiq has fetched, around the unit of work of the app's own fetcher. It has the raw bytes of the
+    # job and learns the moment at which Sidekiq is done with it, so all that the tracker does with a job hangs here.
+    #
+    # Its life: fetched, tracked by the middleware (or not), and then settled, once: acked, requeued or released.
+    # The stopping thread may requeue a unit in the very moment in which its own thread tracks or acks it. The lock
+    # makes one of them first: a unit that was requeued is not tracked any more, one that was acked is not requeued.
+    #
+    # @api private
+    class UnitOfWork
+      CURRENT = :sidekiq_processing_tracker_unit
+      # One for all units: it is held for a few microseconds, and no call under it waits for anything.
+      LOCK = Mutex.new
+      # How long to wait for Redis to have a job's record before the job runs all the same. Milliseconds.
+      RECORD_TIMEOUT = 1_000
+      # How long to wait for Redis to take jobs back, when Sidekiq ends. Milliseconds.
+      REQUEUE_TIMEOUT = 2_000
+
+      private_constant :CURRENT, :LOCK
+
+      class << self
+        # @return [UnitOfWork, nil] what this thread's processor is working on. Fiber-local: code that a job runs in a
+        #   fiber of its own is not the processor's.
+        def current
+          Thread.current[CURRENT]
+        end
+
+        # Makes `unit` the current one while the block runs. When the block ends and nobody has settled the unit,
+        # its thread has gone without a word (an internal error, Thread#kill), and the engine puts the job back.
+        #
+        # @param unit [UnitOfWork]
+        # @return [Object] what the block returns
+        def during(unit)
+          Thread.current[CURRENT] = unit
+          yield
+        ensure
+          Thread.current[CURRENT] = nil
+          unit.release
+        end
+
+        # Puts units back into their queues, each once: what the tracker has recorded by its own script, in one call.
+        #
+        # @param units [Array<UnitOfWork, Object>]
+        # @return [Array<Object>] the fetcher's own units that the fetcher has to put back
+        def requeue(units)
+          ours, others = units.partition { |unit| unit.is_a?(self) }
+          tracked, untracked = ours.select(&:surrender).partition(&:handle)
+          refused = tracked.group_by(&:engine).flat_map { |engine, group| hand_back(engine, group) }
+          requeued = tracked.size - refused.size
+          Log.write(:info, "put #{requeued} jobs back into their queues") if requeued.positive?
+          others + (untracked + refused).map(&:original)
+        end
+
+        private
+
+        # @return [Array<UnitOfWork>] those that have no record in Redis
+        def hand_back(engine, units)
+          by_handle = units.to_h { |unit| [unit.handle, unit] }
+          engine.requeue(by_handle.keys, REQUEUE_TIMEOUT).map { |handle| by_handle.fetch(handle) }
+        rescue => error
+          Log.failure("requeue #{units.size} jobs", error)
+          # A recorded job comes back by its record. Pushing it as well would put it back twice.
+          units.reject(&:recorded?)
+        end
+      end
+
+      # @return [Object] the fetcher's own unit of work
+      attr_reader :original
+      # @return [Native::Engine, nil] the engine that tracks it
+      attr_reader :engine
+      # @return [Integer, nil] what the engine calls it
+      attr_reader :handle
+      # @return [Hash, nil] the job as the processor has parsed it
+      attr_accessor :job_hash
+
+      # @param original [Object] what the fetcher's retrieve_work returned
+      def initialize(original)
+        @original = original
+        @engine = @handle = @job_hash = nil
+        @recorded = @settled = false
+      end
+
+      # @return [String] the raw bytes
+      def job = @original.job
+
+      # @return [String] without "queue:"
+      def queue_name = @original.queue_name
+
+      # @return [String] with "queue:"
+      def queue = @original.queue
+
+      # @return [Object] Sidekiq's configuration, or the capsule
+      def config = @original.config
+
+      # Sidekiq is done with the job: it has succeeded, was skipped, or its retry is written. This alone is our ack.
+      #
+      # @return [Object] what the fetcher's own unit returns
+      def acknowledge
+        @original.acknowledge
+      ensure
+        ack
+      end
+
+      # Puts the job back, once.
+      #
+      # @return [void]
+      def requeue
+        UnitOfWork.requeue([self]).each(&:requeue)
+      end
+
+      # Whether the given hash is this very job. Identity and not the jid is compared: it costs nothing, and it holds
+      # for a job without a jid as well as for a nested perform_inline that was given the same one.
+      #
+      # @param job_hash [Hash] what the middleware was called with
+      # @return [Boolean]
+      def runs?(job_hash)
+        @job_hash.equal?(job_hash)
+      end
+
+      # Hands the job to the engine, unless it is tracked or settled.
+      #
+      # @param engine [Native::Engine]
+      # @param marked_class [String, nil] the class, where only the class says that the job is marked
+      # @return [Boolean] whether it is tracked by this call
+      def track(engine, marked_class)
+        # No interrupt may come between the engine's taking the job and our knowing so: nobody would ever ack it.
+        Thread.handle_interrupt(Object => :never) do
+          LOCK.synchronize do
+            return false if @handle || @settled
+
+            @handle = engine.track(queue_name, job, marked_class)
+            @engine = engine
+          end
+        end
+        true
+      end
+
+      # Waits until Redis has the record, but no longer than is reasonable for a job that is ready to run.
+      #
+      # @return [Boolean] whether it has
+      def await_record
+        @recorded = @engine.await(@handle, RECORD_TIMEOUT)
+      end
+
+      # @return [Boolean] whether the record is known to be in Redis
+      def recorded? = @recorded
+
+      # Sidekiq takes the job from its thread to put it back. From here on it is neither tracked, acked nor released.
+      #
+      # @return [Boolean] false where it is done with already, and must not be put back
+      def surrender = settle
+
+      # The thread is through with the job. If nobody has settled it, the engine puts it back.
+      #
+      # @return [void]
+      def release
+        return unless @handle
+
+        Thread.handle_interrupt(Object => :never) { @engine.release(@handle) if settle }
+      rescue => error
+        Log.failure("release a job", error)
+      end
+
+      # @return [String] without the payload, whose arguments may be secret
+      def inspect
+        "#<#{self.class} queue=#{queue_name} handle=#{@handle.inspect}>"
+      end
+
+      private
+
+      # An error here must not reach the processor, which would lose its thread without a word in the log.
+      def ack
+        Thread.handle_interrupt(Object => :never) { @engine.ack(@handle) if settle && @handle }
+      rescue => error
+        Log.failure("ack a job", error)
+      end
+
+      # @return [Boolean] whether it was this call that settled it
+      def settle
+        LOCK.synchronize { !@settled && (@settled = true) }
+      end
+
+      def respond_to_missing?(name, include_private = false)
+        @original.respond_to?(name, include_private)
+      end
+
+      # For what some fetchers' units have beyond Sidekiq's own. All that Sidekiq calls is defined above.
+      def method_missing(name, ...)
+        @original.respond_to?(name) ? @original.public_send(name, ...) : super
+      end
+    end
+  end
+end

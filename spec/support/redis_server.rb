@@ -1,0 +1,132 @@
+# frozen_string_literal: true
+
+require "redis-client"
+require "socket"
+
+# A redis-server of one's own: on a unix socket in a folder of its own, or on a free port of this machine. It dies
+# with the example. The only way in which the specs start Redis.
+class RedisServer
+  # @return [String, nil] path of the socket
+  attr_reader :socket
+  # @return [Integer, nil]
+  attr_reader :port
+  # @return [OwnProcess]
+  attr_reader :process
+
+  # @param tcp [Boolean] listen on a port of 127.0.0.1 instead of a socket
+  # @param env [Hash{String => String}] of the server process, for example for libfaketime
+  # @param options [Hash] further directives of redis.conf, like appendonly: "yes"
+  def initialize(tcp: false, env: {}, **options)
+    @folder = Scratch.folder
+    tcp ? @port = free_port : @socket = File.join(@folder, "redis.sock")
+    @env = env
+    @options = {:save => "", :appendonly => "no", "appendfsync" => "always", :loglevel => "warning"}.merge(options)
+    start
+  end
+
+  # @return [self]
+  def start
+    @process = OwnProcess.new("redis-server", *arguments, log: File.join(@folder, "redis.log"), env: @env, chdir: @folder)
+    eventually_up
+    self
+  end
+
+  # Ends the server as an administrator would. What is in its append only file comes back with {#start}.
+  #
+  # @return [self]
+  def stop
+    @process.resume.signal(:TERM).wait
+    self
+  end
+
+  # kill -9.
+  #
+  # @return [self]
+  def kill
+    @process.kill
+    self
+  end
+
+  # @return [self]
+  def restart = stop.start
+
+  # SIGSTOP: connections stay open and nothing answers.
+  #
+  # @return [self]
+  def pause
+    @process.pause
+    self
+  end
+
+  # @return [self]
+  def resume
+    @process.resume
+    self
+  end
+
+  # @return [Object] the server's reply. Over a connection of its own each time, so it works after {#restart} too.
+  def call(*command)
+    with(&->(client) { client.call(*command) })
+  end
+
+  # @yieldparam client [RedisClient]
+  def with(db: 0, timeout: 5)
+    client = RedisClient.new(**address, db: db, username: @username, password: @password, timeout: timeout)
+    yield client
+  ensure
+    client&.close
+  end
+
+  # @param settings [Hash] like maxmemory: "1mb"
+  # @return [self]
+  def config_set(**settings)
+    call("CONFIG", "SET", *settings.flat_map { |name, value| [name.to_s.tr("_", "-"), value.to_s] })
+    self
+  end
+
+  # Log in with these from now on (after a change of requirepass or of the ACL).
+  #
+  # @return [self]
+  def log_in(password:, username: nil)
+    @username = username
+    @password = password
+    self
+  end
+
+  # @return [String]
+  def url(db: 0)
+    socket ? "unix://#{socket}?db=#{db}" : "redis://127.0.0.1:#{port}/#{db}"
+  end
+
+  private
+
+  def address
+    socket ? {path: socket} : {host: "127.0.0.1", port: port}
+  end
+
+  def arguments
+    place = socket ? {port: 0, unixsocket: socket} : {port: port, bind: "127.0.0.1"}
+    place.merge(dir: @folder, daemonize: "no").merge(@options).flat_map { |name, value| ["--#{name}", value.to_s] }
+  end
+
+  def free_port
+    TCPServer.open("127.0.0.1", 0) { |server| server.addr[1] }
+  end
+
+  def eventually_up
+    Eventually.eventually("redis-server's start") do
+      raise "redis-server ended: #{@process.output}" unless @process.running?
+
+      answers?
+    end
+  end
+
+  # Asking for a password is an answer too. LOADING is none yet.
+  def answers?
+    call("PING")
+  rescue RedisClient::CommandError => error
+    !error.message.start_with?("LOADING")
+  rescue RedisClient::Error
+    false
+  end
+end
