@@ -6,6 +6,9 @@ require "sidekiq-processing-tracker"
 
 Dir[File.join(__dir__, "support", "*.rb")].sort.each { |file| require file }
 
+# Sidekiq logs the options of each connection pool.
+Sidekiq.logger.level = Logger::WARN
+
 RSpec.configure do |config|
   config.disable_monkey_patching!
   config.expect_with(:rspec) { |expectations| expectations.include_chain_clauses_in_custom_matcher_descriptions = true }

@@ -105,6 +105,7 @@ impl Shared {
             None if !state.was_registered => Some(Event::Started {
                 identity: state.identity.clone(),
                 server: self.settings.redis.to_string(),
+                namespace: self.settings.namespace.clone(),
                 pace,
             }),
             None => None,

@@ -14,6 +14,8 @@ pub enum Event {
         identity: String,
         /// The server, without credentials.
         server: String,
+        /// The prefix of its keys.
+        namespace: String,
         /// The pace that holds in the namespace.
         pace: crate::settings::Pace,
     },

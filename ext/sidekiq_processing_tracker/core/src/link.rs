@@ -119,7 +119,8 @@ impl Link {
     fn send(&mut self, command: &redis::Cmd) -> Result<redis::RedisResult<Value>> {
         self.connect()?;
         match &mut self.connection {
-            Some(connection) => Ok(connection.req_command(command)),
+            // An error that the server sends is a value to redis-rs, until it is asked to tell.
+            Some(connection) => Ok(connection.req_command(command).and_then(Value::extract_error)),
             None => Err(Error::Internal("connected, but no connection".into())),
         }
     }

@@ -11,10 +11,16 @@ pub fn to_hash(ruby: &Ruby, event: Event) -> Result<RHash, Error> {
     let hash = ruby.hash_new();
     let set = |key: &str, value: magnus::Value| hash.aset(key, value);
     match event {
-        Event::Started { identity, server, pace } => {
+        Event::Started {
+            identity,
+            server,
+            namespace,
+            pace,
+        } => {
             set("kind", "started".into_value_with(ruby))?;
             set("identity", identity.into_value_with(ruby))?;
             set("server", server.into_value_with(ruby))?;
+            set("namespace", namespace.into_value_with(ruby))?;
             set("interval_ms", millis(pace.step).into_value_with(ruby))?;
             set("ttl_ms", millis(pace.ttl).into_value_with(ruby))?;
         }

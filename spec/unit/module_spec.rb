@@ -1,0 +1,110 @@
+# frozen_string_literal: true
+
+# What the module can do where no engine runs: a console, a web process, a machine without Redis.
+RSpec.describe Sidekiq::ProcessingTracker do
+  # A port that nothing listens on.
+  let(:nowhere) { {"REDIS_URL" => "redis://127.0.0.1:1/0"} }
+
+  it "is loaded by the gem's name, starts nothing and connects to nothing" do
+    output, status = RubyProcess.run_ruby(<<~RUBY, before: "before = Thread.list.size", env: nowhere)
+      sockets = ObjectSpace.each_object(BasicSocket).count
+      p [Thread.list.size - before, sockets, Sidekiq::ProcessingTracker.identity, defined?(Sidekiq::Launcher)]
+    RUBY
+    expect([output, status.success?]).to eq(["[0, 0, nil, nil]\n", true])
+  end
+
+  it "has the same version in Ruby and in Rust" do
+    expect(described_class::Native::VERSION).to eq(described_class::VERSION)
+  end
+
+  it "prefixes keys with the namespace, without Redis, also by send as in 1.0" do
+    output, = RubyProcess.run_ruby("puts Sidekiq::ProcessingTracker.send(:namespaced_key, 'test')", env: nowhere)
+    expect(output).to eq("sidekiq_processing:test\n")
+    output, = RubyProcess.run_ruby("puts Sidekiq::ProcessingTracker.namespaced_key(:test)",
+      env: nowhere.merge("PROCESSING_NS" => "größe:1"))
+    expect(output.dup.force_encoding("UTF-8")).to eq("größe:1:test\n")
+  end
+
+  it "keeps the readers of 1.0" do
+    output, = RubyProcess.run_ruby(<<~RUBY, env: nowhere)
+      tracker = Sidekiq::ProcessingTracker
+      tracker.configure do |config|
+        config.namespace = "shop"
+        config.instance_id = "pod-1"
+        config.heartbeat_interval = 2
+        config.heartbeat_ttl = 20
+        config.recovery_lock_ttl = 60
+        config.redis_options = {url: "redis://host"}
+      end
+      p %i[namespace instance_id heartbeat_interval heartbeat_ttl recovery_lock_ttl redis_options track]
+        .map { |name| tracker.public_send(name) }
+      p tracker.logger.equal?(Sidekiq.logger), tracker.config.equal?(tracker.config)
+    RUBY
+    expect(output).to eq(<<~TEXT)
+      ["shop", "pod-1", 2, 20, 60, {:url=>"redis://host"}, :marked]
+      true
+      true
+    TEXT
+  end
+
+  it "raises a ConfigurationError where a bad value is used, and not before" do
+    output, = RubyProcess.run_ruby(<<~RUBY, env: nowhere.merge("PROCESSING_NS" => "a b"))
+      puts Sidekiq::ProcessingTracker.heartbeat_ttl
+      begin
+        Sidekiq::ProcessingTracker.namespaced_key("x")
+      rescue Sidekiq::ProcessingTracker::ConfigurationError => error
+        puts error.message
+      end
+    RUBY
+    expect(output).to start_with("30\nnamespace (from PROCESSING_NS) is \"a b\": allowed is")
+  end
+
+  describe ".redis_sync" do
+    let(:redis) { RedisServer.new }
+
+    it "yields a connection of Sidekiq's own" do
+      output, = RubyProcess.run_ruby(<<~RUBY, env: {"REDIS_URL" => redis.url})
+        Sidekiq.logger.level = Logger::FATAL
+        tracker = Sidekiq::ProcessingTracker
+        puts tracker.redis_sync { |conn| conn.ping }
+        puts tracker.redis_sync { |conn| conn.set(tracker.namespaced_key("demo"), "value") }
+        puts tracker.redis_sync { |conn| conn.class } == Sidekiq.redis { |conn| conn.class }
+      RUBY
+      expect(output).to eq("PONG\nOK\ntrue\n")
+      expect(redis.call("GET", "sidekiq_processing:demo")).to eq("value")
+    end
+
+    it "yields a connection to redis_options, of the same type, also in a forked child" do
+      output, = RubyProcess.run_ruby(<<~RUBY, env: nowhere)
+        Sidekiq.logger.level = Logger::FATAL
+        tracker = Sidekiq::ProcessingTracker
+        tracker.configure { |config| config.redis_options = {path: #{redis.socket.inspect}, db: 3} }
+        puts tracker.redis_sync { |conn| conn.set("a", 1) }
+        puts tracker.redis_sync { |conn| conn.class } == Sidekiq.redis { |conn| conn.class }
+        Process.wait(fork { tracker.redis_sync { |conn| conn.incr("a") } })
+        puts tracker.redis_sync { |conn| conn.get("a") }
+      RUBY
+      expect(output).to eq("OK\ntrue\n2\n")
+      expect(redis.with(db: 3) { |client| client.call("GET", "a") }).to eq("2")
+    end
+
+    it "logs in with the password of redis_options and shows it nowhere" do
+      redis.config_set(requirepass: "secret").log_in(password: "secret")
+      ['{path: SOCKET, password: "secret"}', '{path: SOCKET, password: -> { "secret" }}', '"unix://:secret@" + SOCKET'].each do |options|
+        output, = RubyProcess.run_ruby(<<~RUBY, env: nowhere)
+          SOCKET = #{redis.socket.inspect}
+          tracker = Sidekiq::ProcessingTracker
+          tracker.configure { |config| config.redis_options = #{options} }
+          puts tracker.redis_sync { |conn| conn.ping }
+          p tracker.config
+        RUBY
+        expect(output).to include("PONG")
+        expect(output).not_to include("secret")
+      end
+    end
+
+    it "needs a block" do
+      expect { described_class.redis_sync }.to raise_error(ArgumentError)
+    end
+  end
+end

@@ -1,0 +1,157 @@
+# frozen_string_literal: true
+
+RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
+  around do |example|
+    with_environment("REDIS_URL" => nil, "REDIS_PROVIDER" => nil) { example.run }
+  end
+
+  def native(options)
+    described_class.from_options(options).to_native
+  end
+
+  def refuse(pattern)
+    raise_error(Sidekiq::ProcessingTracker::ConfigurationError) { |error|
+      expect(error.message).to match(pattern)
+      expect(error.message).not_to include("secret")
+    }
+  end
+
+  describe ".from_options" do
+    {
+      "redis://host" => {host: "host", port: 6379, path: nil, db: 0, username: nil, password: nil},
+      "redis://host:7000/3" => {host: "host", port: 7000, db: 3},
+      "redis://host?db=4" => {host: "host", db: 4},
+      "redis://[::1]:7000/1" => {host: "::1", port: 7000, db: 1},
+      "redis://my_redis:6379" => {host: "my_redis"},
+      "redis:///2" => {host: "localhost", db: 2},
+      "redis://:p%40ss@host" => {username: nil, password: "p@ss"},
+      "redis://us%40er:p%3Ass@host" => {username: "us@er", password: "p:ss"},
+      "redis://only@host" => {username: nil, password: "only"},
+      "redis://default:pw@host" => {username: nil, password: "pw"},
+      "unix:///run/redis.sock" => {host: nil, port: nil, path: "/run/redis.sock", db: 0},
+      "unix:///run/redis.sock?db=5" => {path: "/run/redis.sock", db: 5},
+      "/run/redis.sock" => {path: "/run/redis.sock", db: 0},
+      {url: "redis://host/1", db: 7} => {host: "host", db: 7},
+      {"url" => "redis://host/1", "port" => "7001"} => {host: "host", port: 7001, db: 1},
+      {url: "redis://:one@host", password: "two"} => {password: "two"},
+      {host: "host", port: 7000, db: "2"} => {host: "host", port: 7000, db: 2},
+      {path: "/run/redis.sock", db: 2} => {path: "/run/redis.sock", host: nil, db: 2},
+      {host: "host", username: "me", password: "pw"} => {username: "me", password: "pw"},
+      {host: "host", username: "me"} => {username: nil, password: nil},
+      {host: "host", password: -> { "made" }} => {password: "made"},
+      {host: "host", username: "me", password: ->(user) { "for #{user}" }} => {password: "for me"},
+      {host: "host", timeout: 2} => {connect_timeout_ms: 2000, read_timeout_ms: 2000},
+      {host: "host", network_timeout: 2, read_timeout: 0.5} => {connect_timeout_ms: 2000, read_timeout_ms: 500},
+      {host: "host"} => {connect_timeout_ms: nil, read_timeout_ms: nil},
+      {host: "host", ssl: false, driver: :ruby, size: 3, pool_timeout: 1, id: "x"} => {host: "host"}
+    }.each do |options, expected|
+      it "reads #{options.inspect}" do
+        expect(native(options)).to include(expected)
+      end
+    end
+
+    it "names the server by the environment where the options do not" do
+      with_environment("REDIS_URL" => "redis://env:7000/3") do
+        expect(native({password: "pw"})).to include(host: "env", port: 7000, db: 3, password: "pw")
+        expect(native({host: "host"})).to include(host: "host", port: 6379, db: 0)
+      end
+      with_environment("REDIS_PROVIDER" => "MY_REDIS", "MY_REDIS" => "redis://mine") do
+        expect(native({db: 1})).to include(host: "mine", db: 1)
+      end
+    end
+
+    {
+      "http://secret@host" => /url has the scheme "http": allowed are redis:\/\/ and unix:\/\//,
+      "host:6379" => /url has the scheme "host"/,
+      "redis://:sec ret@host" => /url cannot be read \(not shown\)/,
+      "redis://:secret@ho st" => /url cannot be read/,
+      "redis://host:port" => /url cannot be read/,
+      "redis://host:99999" => /port is 99999: allowed is a number from 1 to 65535/,
+      "redis://host/abc" => /db is "abc": allowed is a number, 0 or more/,
+      "rediss://:secret@host" => /url: TLS .* is not supported/,
+      {url: "rediss://host"} => /TLS/,
+      {url: 5} => /url is a Integer: allowed is a String/,
+      {host: "host", ssl: true} => /\Aredis_options: ssl: TLS/,
+      {host: "host", ssl_params: {ca_file: "x"}} => /\Aredis_options: ssl_params: TLS/,
+      {sentinels: [{host: "s"}], name: "main"} => /\Aredis_options: sentinels: Redis Sentinel is not supported/,
+      {url: "redis://main", role: :master} => /Sentinel/,
+      {nodes: ["redis://host"]} => /nodes: Redis Cluster is not supported/,
+      {host: "host", namespace: "x"} => /unknown namespace: allowed are url, host/,
+      {host: "host", passwd: "secret", foo: 1} => /unknown passwd, foo: allowed are/,
+      {host: ""} => /host is "": allowed is a String/,
+      {host: 5} => /host is 5/,
+      {path: :sock} => /path is :sock/,
+      {host: "host", port: 0} => /port is 0/,
+      {host: "host", port: "six"} => /port is "six"/,
+      {host: "host", port: 1.5} => /port is 1.5/,
+      {host: "host", db: -1} => /db is -1/,
+      {host: "host", db: "1.5"} => /db is "1.5"/,
+      {host: "host", username: 5, password: "secret"} => /username is a Integer/,
+      {host: "host", password: ["secret"]} => /password is a Array \(not shown\)/,
+      {host: "host", timeout: 0} => /timeout is 0: allowed is a number of seconds above 0/,
+      {host: "host", connect_timeout: "1"} => /connect_timeout is "1"/,
+      {host: "host", read_timeout: -1} => /read_timeout is -1/
+    }.each do |options, pattern|
+      it "refuses #{options.inspect}" do
+        expect { native(options) }.to refuse(pattern)
+      end
+    end
+
+    it "refuses a password Proc that gives no String" do
+      expect { native({host: "host", password: -> { [:secret] }}) }.to refuse(/password is a Proc that gave a Array/)
+    end
+  end
+
+  describe "#inspect" do
+    it "shows the server and no password" do
+      settings = described_class.from_options("redis://user:secret@host:7000/1")
+      expect(settings.inspect).to eq("#<Sidekiq::ProcessingTracker::RedisSettings redis://host:7000/1 with password>")
+      expect(settings.to_s).to eq(settings.inspect)
+    end
+  end
+
+  # In a process of its own each, since Sidekiq's settings are for good. None of these connects to anything.
+  describe ".from_sidekiq" do
+    def from_sidekiq(configuration, env: {})
+      setting = "Sidekiq.configure_client { |config| config.redis = #{configuration} }" if configuration
+      # The quiet logger, since Sidekiq logs the options of each pool.
+      code = <<~RUBY
+        require "json"
+        Sidekiq.logger.level = Logger::FATAL
+        #{setting}
+        begin
+          puts JSON.generate(Sidekiq::ProcessingTracker::RedisSettings.from_sidekiq.to_native)
+        rescue Sidekiq::ProcessingTracker::Error => error
+          puts JSON.generate([error.class, error.message])
+        end
+      RUBY
+      output, = RubyProcess.run_ruby(code, env: {"REDIS_URL" => nil, "REDIS_PROVIDER" => nil}.merge(env))
+      result = JSON.parse(output.lines.last)
+      result.is_a?(Hash) ? result.transform_keys(&:to_sym) : result
+    end
+
+    it "reads hosts, ports, databases, sockets, passwords and timeouts" do
+      {
+        '{url: "redis://host:7000/3"}' => {host: "host", port: 7000, db: 3, path: nil, username: nil, password: nil},
+        '{url: "redis://:p%40ss@host"}' => {username: nil, password: "p@ss"},
+        '{url: "redis://host", username: "me", password: "pw"}' => {username: "me", password: "pw"},
+        '{path: "/run/redis.sock", db: 2}' => {path: "/run/redis.sock", host: nil, port: nil, db: 2},
+        '{url: "redis://host", timeout: 2.5}' => {connect_timeout_ms: 2500, read_timeout_ms: 2500},
+        '{url: "redis://[::1]:7000"}' => {host: "::1", port: 7000}
+      }.each do |configuration, expected|
+        expect(from_sidekiq(configuration)).to include(expected), configuration
+      end
+    end
+
+    it "follows REDIS_URL and REDIS_PROVIDER" do
+      expect(from_sidekiq(nil, env: {"REDIS_URL" => "redis://env/1"})).to include(host: "env", db: 1)
+      expect(from_sidekiq(nil, env: {"REDIS_PROVIDER" => "MINE", "MINE" => "redis://mine"})).to include(host: "mine")
+    end
+
+    it "refuses TLS and Sentinel by name" do
+      expect(from_sidekiq('{url: "rediss://host"}')).to match(["Sidekiq::ProcessingTracker::ConfigurationError", /TLS/])
+      expect(from_sidekiq('{url: "redis://main", name: "main", role: :master, sentinels: [{host: "127.0.0.1", port: 1}]}'))
+        .to match(["Sidekiq::ProcessingTracker::ConfigurationError", /Redis settings: Redis Sentinel/])
+    end
+  end
+end
