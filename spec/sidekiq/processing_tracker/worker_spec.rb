@@ -36,10 +36,12 @@ RSpec.describe Sidekiq::ProcessingTracker::Worker do
     before = Class.new do
       include Sidekiq::ProcessingTracker::Worker
       include Sidekiq::Job
+
       sidekiq_options queue: "critical"
     end
     after = Class.new do
       include Sidekiq::Job
+
       sidekiq_options queue: "critical", retry: 3
       include Sidekiq::ProcessingTracker::Worker
     end
@@ -76,6 +78,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Worker do
     plain = Class.new(ActiveJob::Base) { include Sidekiq::ProcessingTracker::Worker }
     configured = Class.new(ActiveJob::Base) do
       include Sidekiq::Job::Options
+
       sidekiq_options retry: 2
       include Sidekiq::ProcessingTracker::Worker
     end

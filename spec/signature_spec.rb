@@ -2,7 +2,7 @@
 
 # Every public method of the gem has a signature in sig/.
 RSpec.describe "sig" do
-  sig = File.expand_path("../../sig", __dir__)
+  sig = File.expand_path("../sig", __dir__)
 
   let(:definitions) do
     require "rbs"

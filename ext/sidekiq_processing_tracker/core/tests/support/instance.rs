@@ -1,0 +1,150 @@
+//! An instance in a process of its own, for the tests to kill: `tracker-instance key=value...`, see `settings`.
+//!
+//! It reads commands from stdin, one a line, and answers each with one line on stdout; payloads and queues are in hex.
+//! A line that begins with `event` comes unasked. When stdin ends, so does the process, at once and without leaving.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use processing_tracker_core::engine::{Engine, Recorded};
+use processing_tracker_core::events::Next;
+use processing_tracker_core::parker::Woken;
+use processing_tracker_core::registry::Requeueing;
+use processing_tracker_core::settings::{Address, Settings, Target};
+use std::io::{self, BufRead, Write};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+fn main() {
+    let engine = Arc::new(Engine::start(settings()).expect("an engine"));
+    thread::spawn({
+        let engine = Arc::clone(&engine);
+        move || tell_events(&engine)
+    });
+    for line in io::stdin().lock().lines() {
+        let line = line.expect("a line of text");
+        let words: Vec<&str> = line.split(' ').collect();
+        say(&answer(&engine, &words));
+    }
+}
+
+fn settings() -> Settings {
+    let mut settings = Settings {
+        namespace: "sidekiq_processing".into(),
+        instance_id: "child".into(),
+        interval: Duration::from_millis(200),
+        ttl: Duration::from_secs(1),
+        hold: Duration::from_secs(300),
+        redis: Target {
+            address: Address::Unix("/nowhere".into()),
+            db: 0,
+            username: None,
+            password: None,
+            connect_timeout: Duration::from_secs(1),
+            read_timeout: Duration::from_secs(3),
+        },
+        info: vec![("hostname".into(), "child".into())],
+    };
+    for argument in std::env::args().skip(1) {
+        let (key, value) = argument.split_once('=').expect("key=value");
+        match key {
+            "socket" => settings.redis.address = Address::Unix(value.into()),
+            "namespace" => settings.namespace = value.into(),
+            "instance_id" => settings.instance_id = value.into(),
+            "interval_ms" => settings.interval = millis(value),
+            "ttl_ms" => settings.ttl = millis(value),
+            "hold_ms" => settings.hold = millis(value),
+            other => panic!("unknown setting {other}"),
+        }
+    }
+    settings
+}
+
+fn answer(engine: &Engine, words: &[&str]) -> String {
+    match *words {
+        ["identity"] => engine.identity(),
+        ["track", queue, payload] => engine.track(from_hex(queue), from_hex(payload).into(), None).to_string(),
+        ["recorded", handle, within] => recorded(engine, number(handle), Instant::now() + millis(within)).to_string(),
+        ["ack", handle] => {
+            engine.ack(number(handle));
+            "ok".into()
+        }
+        ["release", handle] => {
+            engine.release(number(handle));
+            "ok".into()
+        }
+        ["requeue", handle, within] => match engine.requeue(number(handle)) {
+            Requeueing::Settled => "settled".into(),
+            Requeueing::Unrecorded => "unrecorded".into(),
+            Requeueing::Under(parker) => {
+                let woken = parker.wait(Some(Instant::now() + millis(within)));
+                match (engine.take_back(number(handle)), woken) {
+                    (true, _) => "unrecorded".into(),
+                    (false, Woken::Done) => "requeued".into(),
+                    (false, _) => "late".into(),
+                }
+            }
+        },
+        ["leave", within] => {
+            let deadline = Instant::now() + millis(within);
+            engine.leave().wait(Some(deadline));
+            for ended in engine.stop() {
+                ended.wait(Some(deadline));
+            }
+            engine.has_left().to_string()
+        }
+        _ => panic!("unknown command {words:?}"),
+    }
+}
+
+fn recorded(engine: &Engine, handle: u64, deadline: Instant) -> bool {
+    loop {
+        match engine.recorded(handle) {
+            Recorded::Yes => return true,
+            Recorded::No => return false,
+            Recorded::Wait(parker) => {
+                if parker.wait(Some(deadline)) == Woken::TimedOut {
+                    engine.waited_in_vain();
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+fn tell_events(engine: &Engine) {
+    loop {
+        match engine.events().next() {
+            Next::Event(event) => say(&format!("event {event:?}")),
+            Next::Wait(parker) => {
+                parker.wait(None);
+            }
+            Next::Closed => return,
+        }
+    }
+}
+
+/// One line, whole: two threads speak.
+fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn millis(text: &str) -> Duration {
+    Duration::from_millis(number(text))
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().expect("a number")
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    // `-` stands for nothing, which a line of words cannot show.
+    if text == "-" {
+        return Vec::new();
+    }
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex"))
+        .collect()
+}
