@@ -26,8 +26,7 @@ module Sidekiq
             ttl_ms: milliseconds(config.heartbeat_ttl),
             hold_ms: milliseconds(config.recovery_lock_ttl),
             redis: redis(config).to_native,
-            info: info,
-            marked: []
+            info: info
           }
         end
 

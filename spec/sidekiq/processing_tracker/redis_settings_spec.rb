@@ -42,7 +42,7 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       {host: "host", username: "me", password: ->(user) { "for #{user}" }} => {password: "for me"},
       {host: "host", timeout: 2} => {connect_timeout_ms: 2000, read_timeout_ms: 2000},
       {host: "host", network_timeout: 2, read_timeout: 0.5} => {connect_timeout_ms: 2000, read_timeout_ms: 500},
-      {host: "host"} => {connect_timeout_ms: nil, read_timeout_ms: nil},
+      {host: "host"} => {connect_timeout_ms: 3000, read_timeout_ms: 3000},
       {host: "host", ssl: false, driver: :ruby, size: 3, pool_timeout: 1, id: "x"} => {host: "host"}
     }.each do |options, expected|
       it "reads #{options.inspect}" do

@@ -22,6 +22,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
         shared,
         attempts: Attempts::default(),
         swept: (0, Instant::now()),
+        swept_last: false,
         last_call: None,
     };
     while claims.step() {}
@@ -33,6 +34,8 @@ struct Claims {
     attempts: Attempts,
     /// The connection on which the last sweep was made, and when.
     swept: (u64, Instant),
+    /// A sweep has been made for `leave`: what nobody holds should go back now, not when a lease has run out.
+    swept_last: bool,
     /// What `leave` is to do: drawn up once, since it takes everything out of the registry.
     last_call: Option<(Vec<Token>, Vec<Token>)>,
 }
@@ -127,8 +130,10 @@ impl Claims {
                 return Ok(Task::Turn(identity, state.registry.turn()));
             }
             wait = wait.min(company);
-        } else if leaving {
+        } else if leaving && self.swept_last {
             return Ok(Task::Leave(identity));
+        } else if leaving {
+            return Ok(Task::Sweep(identity));
         }
         Err(wait)
     }
@@ -167,6 +172,7 @@ impl Claims {
             Fenced::Alive(fields) => {
                 let mut state = self.shared.state();
                 if state.is(identity) {
+                    self.swept_last = state.phase == Phase::Leaving;
                     state.registry.sweep(fields);
                 }
             }

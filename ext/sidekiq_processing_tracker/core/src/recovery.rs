@@ -54,6 +54,8 @@ pub struct Report {
     pub stuck: u64,
     /// Fields that are no tokens.
     pub unreadable: u64,
+    /// Whether something else lies under the key of the instance's in-flight hash.
+    pub overwritten: bool,
     /// Whether the instance was found alive.
     pub alive: bool,
 }
@@ -98,6 +100,10 @@ impl Recovery {
                     Reaped::Gone => return Ok(self.done()),
                     Reaped::Runs => {
                         self.report.alive = true;
+                        return Ok(self.done());
+                    }
+                    Reaped::Overwritten => {
+                        self.report.overwritten = true;
                         return Ok(self.done());
                     }
                     Reaped::Fenced(fields) => fields,
@@ -169,6 +175,13 @@ impl Report {
     /// What stays behind and needs a person, if anything does.
     #[must_use]
     pub fn leftovers(&self, keys: &Keys, from: &str) -> Option<String> {
+        if self.overwritten {
+            return Some(format!(
+                "The key {} of the dead instance {from} holds something that is no hash: its jobs can't be recovered. \
+                 It is looked at again until that key is gone",
+                keys.inflight(from)
+            ));
+        }
         if self.stuck == 0 && self.unreadable == 0 {
             return None;
         }
@@ -229,6 +242,9 @@ fn pass(
         loop {
             if let Progress::Done(report) = recovery.step(link, reaper, |_| {})? {
                 total.requeued += report.requeued;
+                if report.overwritten {
+                    waited_for.remove(recovery.from());
+                }
                 if report.stuck + report.unreadable > 0 {
                     total.stuck += report.stuck;
                     total.unreadable += report.unreadable;

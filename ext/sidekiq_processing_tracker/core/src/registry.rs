@@ -65,7 +65,8 @@ pub enum Requeueing {
 pub struct Registry {
     jobs: HashMap<Handle, Job>,
     next: Handle,
-    waiting: Vec<Handle>,
+    /// Those whose records are not sent yet, in the order in which they came.
+    waiting: BTreeSet<Handle>,
     acks: Vec<Token>,
     oldest_ack: Option<Instant>,
     requeues: Vec<(Requeue, Option<Arc<Parker>>)>,
@@ -105,7 +106,7 @@ impl Registry {
                 waiter: None,
             },
         );
-        self.waiting.push(self.next);
+        self.waiting.insert(self.next);
         if let Some(class) = marked {
             if self.marked.insert(class.clone()) {
                 self.marks.push(class);
@@ -143,9 +144,7 @@ impl Registry {
                 self.jobs.remove(&handle);
                 self.queue_ack(token, now);
             }
-            Record::Waiting | Record::Lost => {
-                self.jobs.remove(&handle);
-            }
+            Record::Waiting | Record::Lost => self.forget(handle),
         }
     }
 
@@ -155,14 +154,25 @@ impl Registry {
         let Some(job) = self.jobs.get_mut(&handle) else { return };
         match &job.record {
             Record::Sent => job.fate = Fate::Released,
-            Record::Waiting => {
-                if let Some(job) = self.jobs.remove(&handle) {
-                    self.requeues.push((job.into_requeue(), None));
-                }
-            }
-            Record::Kept(_) | Record::Lost => {
-                self.jobs.remove(&handle);
-            }
+            Record::Waiting => self.put_back(handle),
+            Record::Kept(_) | Record::Lost => self.forget(handle),
+        }
+    }
+
+    fn forget(&mut self, handle: Handle) {
+        self.jobs.remove(&handle);
+        self.waiting.remove(&handle);
+    }
+
+    /// Queues a job without a record to go back.
+    fn put_back(&mut self, handle: Handle) {
+        self.waiting.remove(&handle);
+        if let Some(job) = self.jobs.remove(&handle) {
+            let requeue = Requeue::Unrecorded {
+                queue: job.queue,
+                payload: job.payload,
+            };
+            self.requeues.push((requeue, None));
         }
     }
 
@@ -173,7 +183,7 @@ impl Registry {
         };
         match &job.record {
             Record::Waiting => {
-                self.jobs.remove(&handle);
+                self.forget(handle);
                 Requeueing::Unrecorded
             }
             Record::Sent => {
@@ -206,7 +216,7 @@ impl Registry {
                 record: Record::Sent | Record::Waiting,
                 ..
             }) => {
-                self.jobs.remove(&handle);
+                self.forget(handle);
                 Requeueing::Unrecorded
             }
             _ => Requeueing::Settled,
@@ -227,7 +237,7 @@ impl Registry {
     /// Whether something waits that a thread waits for.
     #[must_use]
     pub fn is_urgent(&self) -> bool {
-        !self.requeues.is_empty() || self.waiting.iter().any(|handle| self.jobs.contains_key(handle))
+        !self.requeues.is_empty() || !self.waiting.is_empty()
     }
 
     /// Whether a turn waits for its answer.
@@ -262,13 +272,13 @@ impl Registry {
             turn.requeues.push(requeue);
             requeues.push(waiter);
         }
-        let (mut records, mut bytes, mut later) = (Vec::new(), 0, Vec::new());
+        let (mut records, mut bytes, mut later) = (Vec::new(), 0, BTreeSet::new());
         for handle in std::mem::take(&mut self.waiting) {
             let Some(job) = self.jobs.get_mut(&handle) else {
                 continue;
             };
             if records.len() == BATCH || bytes >= BATCH_BYTES {
-                later.push(handle);
+                later.insert(handle);
                 continue;
             }
             job.record = Record::Sent;
@@ -347,16 +357,12 @@ impl Registry {
         match job.fate.clone() {
             Fate::Running => {
                 job.record = Record::Waiting;
-                self.waiting.push(handle);
+                self.waiting.insert(handle);
             }
             Fate::Acked => {
                 self.jobs.remove(&handle);
             }
-            Fate::Released => {
-                if let Some(job) = self.jobs.remove(&handle) {
-                    self.requeues.push((job.into_requeue(), None));
-                }
-            }
+            Fate::Released => self.put_back(handle),
             // Its caller finds it without a record, and takes it back.
             Fate::Requeued(parker) => {
                 job.record = Record::Waiting;
@@ -440,7 +446,7 @@ impl Registry {
         for handle in missing {
             if let Some(job) = self.jobs.get_mut(&handle) {
                 job.record = Record::Waiting;
-                self.waiting.push(handle);
+                self.waiting.insert(handle);
             }
         }
     }
@@ -477,15 +483,6 @@ impl Registry {
             }
         }
         waiters
-    }
-}
-
-impl Job {
-    fn into_requeue(self) -> Requeue {
-        Requeue::Unrecorded {
-            queue: self.queue,
-            payload: self.payload,
-        }
     }
 }
 

@@ -175,7 +175,11 @@ pub enum Turned {
 /// As for `register`.
 pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<Turned> {
     let mut call = Call::new([keys.inflight(identity), keys.info(identity), keys::QUEUES.to_owned()]);
-    call.number(turn.call).count(turn.acks.len());
+    call.number(turn.call).count(turn.marks.len());
+    for class in &turn.marks {
+        call.arg(class.as_str());
+    }
+    call.count(turn.acks.len());
     for token in &turn.acks {
         call.arg(token.as_bytes());
     }
@@ -190,10 +194,6 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
                 call.arg("").key(keys::queue(queue)).arg(&queue[..]).arg(&payload[..]);
             }
         }
-    }
-    call.count(turn.marks.len());
-    for class in &turn.marks {
-        call.arg(class.as_str());
     }
     call.count(turn.records.len());
     for (queue, payload) in &turn.records {
@@ -242,6 +242,8 @@ pub enum Reaped {
     Runs,
     /// It is fenced, and these are the fields of its in-flight hash.
     Fenced(Vec<Vec<u8>>),
+    /// Its lease has run out, but its in-flight hash is none: somebody has overwritten it.
+    Overwritten,
 }
 
 /// Fences an instance whose lease has run out and holds it, for `hold` at most.
@@ -264,6 +266,7 @@ pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &str, hold: Dura
     match answer.text()?.as_str() {
         "gone" => Ok(Reaped::Gone),
         "runs" => Ok(Reaped::Runs),
+        "overwritten" => Ok(Reaped::Overwritten),
         _ => answer
             .rest()
             .map(|field| bytes("reap", field))

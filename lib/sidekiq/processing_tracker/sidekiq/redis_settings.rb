@@ -24,6 +24,8 @@ module Sidekiq
       # redis-client's word for "no user name".
       DEFAULT_USERNAME = "default"
       PORTS = (1..65_535)
+      # Seconds. Sidekiq's, where nobody says anything.
+      DEFAULT_TIMEOUT = 3
 
       NO_TLS = "TLS (rediss://, ssl) is not supported by this version of the tracker"
       NO_SENTINEL = "Redis Sentinel is not supported by this version of the tracker"
@@ -175,7 +177,7 @@ module Sidekiq
       end
 
       def milliseconds(seconds)
-        seconds && [(seconds * 1000).round, 1].max
+        [((seconds || DEFAULT_TIMEOUT) * 1000).round, 1].max
       end
 
       # Reads redis_options. Every complaint names the part and never shows a value that may be secret.

@@ -18,8 +18,10 @@ module Sidekiq
       RECORD_TIMEOUT = 1_000
       # How long to wait for Redis to take jobs back, when Sidekiq ends. Milliseconds.
       REQUEUE_TIMEOUT = 2_000
+      # Thread#kill and Timeout wait for the end of a call to the engine, which takes microseconds.
+      UNINTERRUPTED = {Object => :never}.freeze
 
-      private_constant :CURRENT, :LOCK
+      private_constant :CURRENT, :LOCK, :UNINTERRUPTED
 
       class << self
         # @return [UnitOfWork, nil] what this thread's processor is working on. Fiber-local: code that a job runs in a
@@ -127,7 +129,7 @@ module Sidekiq
       # @return [Boolean] whether it is tracked by this call
       def track(engine, marked_class)
         # No interrupt may come between the engine's taking the job and our knowing so: nobody would ever ack it.
-        Thread.handle_interrupt(Object => :never) do
+        Thread.handle_interrupt(UNINTERRUPTED) do
           LOCK.synchronize do
             return false if @handle || @settled
 
@@ -159,7 +161,7 @@ module Sidekiq
       def release
         return unless @handle
 
-        Thread.handle_interrupt(Object => :never) { @engine.release(@handle) if settle }
+        Thread.handle_interrupt(UNINTERRUPTED) { @engine.release(@handle) if settle }
       rescue => error
         Log.failure("release a job", error)
       end
@@ -173,7 +175,7 @@ module Sidekiq
 
       # An error here must not reach the processor, which would lose its thread without a word in the log.
       def ack
-        Thread.handle_interrupt(Object => :never) { @engine.ack(@handle) if settle && @handle }
+        Thread.handle_interrupt(UNINTERRUPTED) { @engine.ack(@handle) if settle && @handle }
       rescue => error
         Log.failure("ack a job", error)
       end

@@ -4,6 +4,7 @@
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local identity, new_step, new_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
+redis.call('ZCARD', instances) -- raises where that key holds something else, before anything is written
 redis.call('HDEL', inflight, '-') -- allowed when memory is full, and then so is every write after it
 local now, step, ttl, _, server = tick(clock, instances, new_step, new_ttl)
 if step ~= new_step or ttl ~= new_ttl then

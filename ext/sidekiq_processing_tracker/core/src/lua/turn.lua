@@ -1,9 +1,9 @@
 -- turn: all that an instance does with jobs, numbered (docs/protocol.md, "Numbered turns").
 -- KEYS: inflight info queues [queue key]...
 -- ARGV: call
+--       marks n, then n classes
 --       acks n, then n tokens
 --       requeues n, then n times: token ('' without a record), queue key (index in KEYS), queue, payload ('' with a token)
---       marks n, then n classes
 --       records n, then n times: queue, payload
 --       claims n, then n times: queues m, then m times: queue key (index in KEYS), queue
 -- Answers: 'lost', 'stale', or 'ok' / 'again' (the repetition of a turn that was done), then
@@ -28,6 +28,12 @@ local again = call == done
 
 if not again then redis.call('HDEL', inflight, '-') end
 
+-- The only write that can fail comes first.
+for _ = 1, take_count() do
+  local class = take()
+  if not again then redis.call('HSET', info, 'marked:' .. class, 1) end
+end
+
 local acks = take_count()
 if again then
   position = position + acks
@@ -40,7 +46,7 @@ else
   end
 end
 
-local undone = {}
+local undone, unpushed = {}, {}
 for i = 1, take_count() do
   local token, key, queue, payload = take(), KEYS[take_count()], take(), take()
   local ok
@@ -48,27 +54,24 @@ for i = 1, take_count() do
     ok = token == '' or redis.call('HEXISTS', inflight, token) == 0
   elseif token == '' then
     ok = push(key, queues, queue, payload)
+    if not ok then unpushed[#unpushed + 1] = {queue, payload} end
   else
     ok = give_back(inflight, token, key, queues, queue)
   end
   if not ok then undone[#undone + 1] = i end
 end
 
-for _ = 1, take_count() do
-  local class = take()
-  if not again then redis.call('HSET', info, 'marked:' .. class, 1) end
-end
-
 local recorded, claimed, refused = {}, {}, {}
 local records = take_count()
 if again then
-  local mine = ARGV[1] .. '-'
+  position = position + 2 * records
+  local mine, last = ARGV[1] .. '-', records + take_count()
   for _, token in ipairs(redis.call('HKEYS', inflight)) do
     if string.sub(token, 1, #mine) == mine then
       local index = tonumber(string.match(token, '^%d+%-(%d+) '))
       if index and index <= records then
         recorded[#recorded + 1] = token
-      else
+      elseif index and index <= last then
         claimed[#claimed + 1] = token
         claimed[#claimed + 1] = redis.call('HGET', inflight, token)
       end
@@ -89,7 +92,8 @@ for i = 1, records do
 end
 
 local bytes, found, empty = 0, false, {}
-for i = records + 1, records + take_count() do
+local last = records + take_count()
+for i = records + 1, last do
   if bytes >= 1048576 then break end -- a reply must fit the read timeout
   for _ = 1, take_count() do
     local index, queue = take_count(), take()
@@ -112,6 +116,11 @@ for i = records + 1, records + take_count() do
     end
   end
   found = false
+end
+-- A job that was with this process alone and cannot go back gets a record, which the next sweep finds.
+for i, job in ipairs(unpushed) do
+  fields[#fields + 1] = ARGV[1] .. '-' .. last + i .. ' ' .. taken_at .. ' ' .. job[1]
+  fields[#fields + 1] = job[2]
 end
 redis.call('HSET', inflight, unpack(fields))
 return {'ok', undone, recorded, claimed, refused}

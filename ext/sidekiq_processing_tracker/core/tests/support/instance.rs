@@ -63,7 +63,9 @@ fn settings() -> Settings {
 fn answer(engine: &Engine, words: &[&str]) -> String {
     match *words {
         ["identity"] => engine.identity(),
-        ["track", queue, payload] => engine.track(from_hex(queue), from_hex(payload).into(), None).to_string(),
+        ["track", queue, payload] => engine
+            .track(from_hex(queue), from_hex(payload).into(), None)
+            .to_string(),
         ["recorded", handle, within] => recorded(engine, number(handle), Instant::now() + millis(within)).to_string(),
         ["ack", handle] => {
             engine.ack(number(handle));

@@ -1,4 +1,4 @@
-//! What the integration tests share: a real Redis of their own, a proxy that breaks things, waiting.
+//! What the integration tests share: a real Redis of their own, a proxy that breaks things, instances, waiting.
 //!
 //! A test file says `mod support;` and takes what it needs.
 
@@ -6,8 +6,12 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod lua;
+#[cfg(feature = "failpoints")]
+pub mod process;
 pub mod proxy;
 pub mod redis_server;
 pub mod resp;
 pub mod rng;
+pub mod tracker;
 pub mod wait;

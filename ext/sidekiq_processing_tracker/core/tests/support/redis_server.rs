@@ -354,7 +354,8 @@ fn free_port() -> u16 {
         .port()
 }
 
-fn has_setpriv() -> bool {
+/// Whether `setpriv` is there, which makes a child die with its parent.
+pub fn has_setpriv() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
         let status = Command::new("setpriv")

@@ -1,0 +1,153 @@
+//! No trouble that the protocol means to bear robs a live instance of its lease.
+
+use crate::lease::{Config, Lease, Settings};
+use crate::search::search;
+
+/// A lease of five steps, the shortest that settings allow.
+const FIVE: Config = Config::CALM;
+/// A lease of six steps, the default.
+const SIX: Config = FIVE.steps(6);
+
+fn holds(name: &str, config: Config, at_least: usize) {
+    search(&Lease { config }).holds(name, at_least);
+}
+
+#[test]
+fn outages() {
+    holds(
+        "5 steps, outage, a call lost",
+        Config {
+            outages: 1,
+            drops: 1,
+            ..FIVE
+        },
+        5_000,
+    );
+    holds("5 steps, three calls lost", Config { drops: 3, ..FIVE }, 1_000);
+    holds(
+        "6 steps, outage, clock set, a call lost",
+        Config {
+            outages: 1,
+            jumps: 1,
+            drops: 1,
+            ..SIX
+        },
+        100_000,
+    );
+}
+
+#[test]
+fn the_server_clock_is_set() {
+    holds("5 steps, clock set three times", Config { jumps: 3, ..FIVE }, 500);
+    holds(
+        "5 steps, outage, clock set",
+        Config {
+            outages: 1,
+            jumps: 1,
+            ..FIVE
+        },
+        20_000,
+    );
+}
+
+#[test]
+fn another_server() {
+    holds(
+        "5 steps, failover, a call lost",
+        Config {
+            failovers: 1,
+            drops: 1,
+            ..FIVE
+        },
+        5_000,
+    );
+    holds(
+        "6 steps, failover, outage",
+        Config {
+            failovers: 1,
+            outages: 1,
+            ..SIX
+        },
+        50_000,
+    );
+}
+
+/// Cut off, an instance may lose its lease, but hands no job to Ruby from then on.
+#[test]
+fn the_hand_over_of_an_instance_that_is_cut_off() {
+    holds(
+        "cut off, guard of ttl, outage",
+        Config {
+            cut: true,
+            outages: 1,
+            ..FIVE
+        },
+        20_000,
+    );
+    let guard = FIVE.guard - FIVE.settings[0].step;
+    holds(
+        "cut off, guard of ttl less a step, clock set",
+        Config {
+            cut: true,
+            jumps: 1,
+            guard,
+            ..FIVE
+        },
+        20_000,
+    );
+}
+
+/// A dead instance is reaped within its lease and one step of the others' beats.
+#[test]
+fn the_dead_are_reaped_in_time() {
+    holds(
+        "dead",
+        Config {
+            dies: true,
+            reaped_within: 30 + 1,
+            ..FIVE
+        },
+        1_000,
+    );
+    // A clock set back costs one step.
+    holds(
+        "dead, clock set",
+        Config {
+            dies: true,
+            jumps: 1,
+            reaped_within: 35 + 1,
+            ..FIVE
+        },
+        10_000,
+    );
+}
+
+/// Long steps and short ones: the short lease is over before an instance with long steps beats again.
+pub const SHRINK: [Settings; 2] = [Settings { step: 30, ttl: 150 }, Settings { step: 5, ttl: 25 }];
+/// Short steps, then long ones.
+const GROW: [Settings; 2] = [Settings { step: 5, ttl: 25 }, Settings { step: 10, ttl: 50 }];
+
+#[test]
+fn another_instance_has_other_settings() {
+    for (name, settings) in [("shorter", SHRINK), ("longer", GROW)] {
+        let config = Config {
+            settings,
+            changes: 2,
+            ..FIVE
+        };
+        holds(
+            &format!("settings {name} and back, a call lost"),
+            Config { drops: 1, ..config },
+            1_000,
+        );
+        holds(
+            &format!("settings {name}, outage"),
+            Config {
+                changes: 1,
+                outages: 1,
+                ..config
+            },
+            10_000,
+        );
+    }
+}

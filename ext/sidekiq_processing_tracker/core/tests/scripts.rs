@@ -1,0 +1,1050 @@
+//! What each script promises, asked of a real Redis, one call at a time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use processing_tracker_core::entry::Token;
+use processing_tracker_core::keys::Keys;
+use processing_tracker_core::link::Link;
+use processing_tracker_core::payload;
+use processing_tracker_core::scripts::{self, Beat, Done, Fenced, Orphan, Outcome, Reaped, Requeue, Turn, Turned};
+use processing_tracker_core::settings::Pace;
+use processing_tracker_core::{Error, Result};
+use redis::{Commands, FromRedisValue, Value};
+use support::lua;
+use support::redis_server::{Options, RedisServer};
+use support::tracker::{assert_at_rest, job, journal, keys, link, queue, stat};
+
+const PACE: Pace = Pace {
+    step: Duration::from_secs(1),
+    ttl: Duration::from_secs(5),
+};
+const HOLD: Duration = Duration::from_secs(300);
+
+/// A server and a link to it.
+struct Bench {
+    server: RedisServer,
+    connection: redis::Connection,
+    link: Link,
+    keys: Keys,
+}
+
+impl Bench {
+    fn start() -> Self {
+        Self::on(RedisServer::start())
+    }
+
+    fn on(server: RedisServer) -> Self {
+        Bench {
+            connection: server.connect(),
+            link: link(&server),
+            keys: keys(),
+            server,
+        }
+    }
+
+    /// A bench on which this instance is registered.
+    fn with(identity: &str) -> Self {
+        let mut bench = Self::start();
+        bench.register(identity);
+        bench
+    }
+
+    fn register(&mut self, identity: &str) {
+        assert_eq!(scripts::register(&mut self.link, &self.keys, identity, PACE, &[]).unwrap(), PACE);
+    }
+
+    fn try_turn(&mut self, identity: &str, turn: &Turn) -> Result<Turned> {
+        scripts::turn(&mut self.link, &self.keys, identity, turn)
+    }
+
+    #[track_caller]
+    fn turn(&mut self, identity: &str, turn: &Turn) -> Done {
+        match self.try_turn(identity, turn).unwrap() {
+            Turned::Done(done) => done,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Records jobs with a turn of this number.
+    #[track_caller]
+    fn record(&mut self, identity: &str, call: u64, queue: &str, payloads: &[Vec<u8>]) -> Vec<Token> {
+        let turn = Turn {
+            call,
+            records: payloads.iter().map(|payload| record(queue, payload)).collect(),
+            ..Turn::default()
+        };
+        let tokens = self.turn(identity, &turn).recorded;
+        assert_eq!(tokens.len(), payloads.len());
+        tokens
+    }
+
+    fn try_beat(&mut self, identity: &str) -> Result<Fenced<Beat>> {
+        scripts::beat(&mut self.link, &self.keys, identity, PACE, false)
+    }
+
+    #[track_caller]
+    fn beat(&mut self, identity: &str) -> Fenced<Beat> {
+        self.try_beat(identity).unwrap()
+    }
+
+    fn try_reap(&mut self, identity: &str) -> Result<Reaped> {
+        scripts::reap(&mut self.link, &self.keys, PACE, identity, HOLD)
+    }
+
+    #[track_caller]
+    fn reap(&mut self, identity: &str) -> Reaped {
+        self.try_reap(identity).unwrap()
+    }
+
+    fn try_recover(&mut self, from: &str, tokens: &[Token]) -> Result<Option<Vec<Outcome>>> {
+        let recovery = scripts::Recovery {
+            from,
+            by: "reaper",
+            pace: PACE,
+            hold: HOLD,
+        };
+        let orphans: Vec<Orphan> = tokens
+            .iter()
+            .map(|token| Orphan {
+                token: token.clone(),
+                facts: payload::Facts {
+                    jid: Some("the jid".into()),
+                    class: None,
+                },
+            })
+            .collect();
+        scripts::recover(&mut self.link, &self.keys, &recovery, &orphans)
+    }
+
+    #[track_caller]
+    fn recover(&mut self, from: &str, tokens: &[Token]) -> Option<Vec<Outcome>> {
+        self.try_recover(from, tokens).unwrap()
+    }
+
+    fn try_leave(&mut self, identity: &str, acks: &[Token], requeues: &[Token]) -> Result<Fenced<u64>> {
+        scripts::leave(&mut self.link, &self.keys, identity, acks, requeues)
+    }
+
+    fn due(&mut self) -> Option<String> {
+        scripts::due(&mut self.link, &self.keys, PACE).unwrap()
+    }
+
+    /// Lets the lease of everybody run out who does not beat from now on.
+    fn outlive_leases(&mut self) {
+        let () = self.connection.hincr(self.keys.clock(), "now", 100_000).unwrap();
+    }
+
+    /// An instance with these jobs in flight, fenced.
+    fn dead(&mut self, identity: &str, payloads: &[Vec<u8>]) -> Vec<Token> {
+        self.register(identity);
+        let tokens = self.record(identity, 1, "work", payloads);
+        self.outlive_leases();
+        assert!(matches!(self.reap(identity), Reaped::Fenced(_)));
+        tokens
+    }
+
+    fn push(&mut self, queue: &str, payloads: &[&[u8]]) {
+        for payload in payloads {
+            let () = self.connection.lpush(format!("queue:{queue}"), *payload).unwrap();
+        }
+    }
+
+    fn lease_end(&mut self, identity: &str) -> Option<f64> {
+        self.connection.zscore(self.keys.instances(), identity).unwrap()
+    }
+
+    fn clock(&mut self, field: &str) -> f64 {
+        self.connection.hget(self.keys.clock(), field).unwrap()
+    }
+
+    fn fields(&mut self, identity: &str) -> Vec<Vec<u8>> {
+        self.connection.hkeys(self.keys.inflight(identity)).unwrap()
+    }
+
+    fn exists(&mut self, key: &str) -> bool {
+        self.connection.exists(key).unwrap()
+    }
+
+    /// All that is in Redis: each key, and what it holds as Redis dumps it.
+    fn everything(&mut self) -> BTreeMap<String, Vec<u8>> {
+        let keys: Vec<String> = self.connection.keys("*").unwrap();
+        keys.into_iter()
+            .map(|key| {
+                let value = redis::cmd("DUMP").arg(&key).query(&mut self.connection).unwrap();
+                (key, value)
+            })
+            .collect()
+    }
+
+    /// All but the lease clock.
+    fn all_but_the_clock(&mut self) -> BTreeMap<String, Vec<u8>> {
+        let mut all = self.everything();
+        all.remove(&self.keys.clock());
+        all
+    }
+
+    fn calls_of(&mut self, command: &str) -> u64 {
+        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connection).unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    }
+}
+
+fn record(queue: &str, payload: &[u8]) -> (Vec<u8>, std::sync::Arc<[u8]>) {
+    (queue.into(), payload.into())
+}
+
+fn claims(queues: &[&str], threads: usize) -> Vec<Vec<Vec<u8>>> {
+    let order: Vec<Vec<u8>> = queues.iter().map(|queue| (*queue).into()).collect();
+    vec![order; threads]
+}
+
+fn payloads(done: &Done) -> Vec<&[u8]> {
+    done.claimed.iter().map(|(_, payload)| &payload[..]).collect()
+}
+
+/// The text of the error, which must be one that Redis gave.
+#[track_caller]
+fn refusal<T: std::fmt::Debug>(answer: Result<T>) -> String {
+    match answer {
+        Err(Error::Connection(text)) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+// --- turns ---
+
+#[test]
+fn without_a_lease_there_are_no_turns_and_nothing_is_made() {
+    let mut bench = Bench::start();
+    bench.push("work", &[b"a"]);
+    let turn = Turn {
+        call: 1,
+        records: vec![record("work", b"b")],
+        requeues: vec![Requeue::Unrecorded {
+            queue: b"work".to_vec(),
+            payload: b"c"[..].into(),
+        }],
+        marks: vec!["A".into()],
+        claims: claims(&["work"], 1),
+        ..Turn::default()
+    };
+    let before = bench.everything();
+    assert_eq!(bench.try_turn("nobody", &turn).unwrap(), Turned::Lost);
+    assert_eq!(bench.beat("nobody"), Fenced::Lost);
+    assert_eq!(bench.try_leave("nobody", &[], &[]).unwrap(), Fenced::Lost);
+    assert_eq!(bench.everything(), before);
+
+    // Fenced is the same, though jobs are still in flight.
+    let tokens = bench.dead("dead", &[b"d".to_vec()]);
+    let before = bench.all_but_the_clock();
+    let turn = Turn {
+        call: 2,
+        acks: tokens.clone(),
+        requeues: vec![Requeue::Recorded(tokens[0].clone())],
+        ..turn
+    };
+    assert_eq!(bench.try_turn("dead", &turn).unwrap(), Turned::Lost);
+    assert_eq!(bench.beat("dead"), Fenced::Lost);
+    assert_eq!(bench.try_leave("dead", &tokens, &tokens).unwrap(), Fenced::Lost);
+    assert_eq!(bench.all_but_the_clock(), before);
+}
+
+#[test]
+fn a_repeated_turn_reads_its_tokens_back_and_does_nothing() {
+    let mut bench = Bench::with("me");
+    bench.push("work", &[b"a", b"b", b"c", b"d"]);
+    let held = bench.record("me", 1, "other", &[b"acked".to_vec(), b"requeued".to_vec()]);
+    let turn = Turn {
+        call: 2,
+        acks: vec![held[0].clone()],
+        requeues: vec![
+            Requeue::Recorded(held[1].clone()),
+            Requeue::Unrecorded {
+                queue: b"other".to_vec(),
+                payload: b"unrecorded"[..].into(),
+            },
+        ],
+        marks: vec!["A".into()],
+        records: vec![record("work", b"r1"), record("a queue", b"r2")],
+        claims: claims(&["work"], 2),
+    };
+    let first = bench.turn("me", &turn);
+    assert_eq!(payloads(&first), [b"a", b"b"]);
+    assert_eq!(first.recorded.iter().map(Token::order).collect::<Vec<_>>(), [(2, 1), (2, 2)]);
+    assert_eq!(first.recorded[1].queue(), b"a queue");
+    assert_eq!(queue(&bench.server, "other"), [&b"unrecorded"[..], b"requeued"]);
+    assert_eq!(queue(&bench.server, "work"), [b"c", b"d"]);
+
+    let after = bench.everything();
+    let sorted = |mut done: Done| {
+        done.recorded.sort_by_key(Token::order);
+        done.claimed.sort_by_key(|(token, _)| token.order());
+        done
+    };
+    for _ in 0..2 {
+        let again = bench.turn("me", &turn);
+        assert_eq!(sorted(again), sorted(first.clone()));
+        assert_eq!(bench.everything(), after);
+    }
+
+    // What was acked meanwhile is not read back, and does not come back.
+    let next = Turn {
+        call: 3,
+        acks: vec![first.recorded[0].clone(), first.claimed[0].0.clone()],
+        ..Turn::default()
+    };
+    bench.turn("me", &next);
+    let after = bench.everything();
+    assert_eq!(bench.try_turn("me", &turn).unwrap(), Turned::Stale);
+    assert_eq!(bench.everything(), after);
+    assert_eq!(bench.turn("me", &next), Done::default());
+    assert_eq!(bench.everything(), after);
+}
+
+#[test]
+fn a_late_copy_of_a_turn_that_found_nothing_takes_nothing() {
+    let mut bench = Bench::with("me");
+    let turn = Turn {
+        call: 1,
+        claims: claims(&["work"], 2),
+        ..Turn::default()
+    };
+    assert_eq!(bench.turn("me", &turn), Done::default());
+    bench.push("work", &[b"a"]);
+    let before = bench.everything();
+    assert_eq!(bench.turn("me", &turn), Done::default());
+    assert_eq!(bench.everything(), before);
+    // Numbers may be left out: the process counts, whoever it is at the moment.
+    assert_eq!(payloads(&bench.turn("me", &Turn { call: 9, ..turn.clone() })), [b"a"]);
+    assert_eq!(bench.try_turn("me", &turn).unwrap(), Turned::Stale);
+}
+
+#[test]
+fn a_turn_acks_then_requeues_then_claims() {
+    let mut bench = Bench::with("me");
+    bench.push("work", &[b"waits"]);
+    let held = bench.record("me", 1, "work", &[b"old".to_vec(), b"older".to_vec(), b"done".to_vec()]);
+    let turn = Turn {
+        call: 2,
+        acks: vec![held[2].clone()],
+        requeues: vec![Requeue::Recorded(held[0].clone()), Requeue::Recorded(held[1].clone())],
+        claims: claims(&["work"], 2),
+        ..Turn::default()
+    };
+    // The last one that was put back is the first to be taken.
+    assert_eq!(payloads(&bench.turn("me", &turn)), [&b"older"[..], b"old"]);
+    assert_eq!(queue(&bench.server, "work"), [b"waits"]);
+    assert_eq!(bench.fields("me").len(), 3);
+    let known: Vec<String> = bench.connection.smembers("queues").unwrap();
+    assert_eq!(known, ["work"]);
+
+    // To ack or requeue what is not there (any more) does nothing.
+    let turn = Turn { call: 3, claims: vec![], ..turn };
+    assert_eq!(bench.turn("me", &turn), Done::default());
+    assert_eq!(queue(&bench.server, "work"), [b"waits"]);
+}
+
+#[test]
+fn each_thread_claims_in_its_own_order() {
+    let mut bench = Bench::with("me");
+    bench.push("high", &[b"h1"]);
+    bench.push("low", &[b"l1", b"l2", b"l3"]);
+    let both = |first: &str, second: &str| vec![first.as_bytes().to_vec(), second.as_bytes().to_vec()];
+    let turn = Turn {
+        call: 1,
+        claims: vec![both("low", "high"), both("high", "low"), both("high", "low"), vec![]],
+        ..Turn::default()
+    };
+    let done = bench.turn("me", &turn);
+    assert_eq!(payloads(&done), [b"l1", b"h1", b"l2"]);
+    let orders: Vec<_> = done.claimed.iter().map(|(token, _)| token.order()).collect();
+    assert_eq!(orders, [(1, 1), (1, 2), (1, 3)]);
+    assert_eq!(done.claimed[0].0.queue(), b"low");
+    assert_eq!(done.claimed[1].0.queue(), b"high");
+    let now: (u64, u64) = redis::cmd("TIME").query(&mut bench.connection).unwrap();
+    let age = (now.0 * 1000 + now.1 / 1000).abs_diff(done.claimed[0].0.taken_at_ms());
+    assert!(age < 60_000, "{age} ms");
+}
+
+#[test]
+fn an_empty_queue_is_tried_once_a_turn() {
+    let mut bench = Bench::with("me");
+    bench.push("third", &[b"a", b"b", b"c"]);
+    let turn = Turn {
+        call: 1,
+        claims: claims(&["first", "second", "third"], 5),
+        ..Turn::default()
+    };
+    assert_eq!(payloads(&bench.turn("me", &turn)), [b"a", b"b", b"c"]);
+    // Two empty ones, and the third until it is empty.
+    assert_eq!(bench.calls_of("rpop"), 2 + 4);
+}
+
+#[test]
+fn a_claim_ends_at_a_megabyte_but_not_before_its_first_job() {
+    let mut bench = Bench::with("me");
+    let large = vec![b'l'; 600_000];
+    let huge = vec![b'h'; 3_000_000];
+    bench.push("work", &[&large, &large, &huge, b"small"]);
+    let turn = |call| Turn {
+        call,
+        claims: claims(&["work"], 4),
+        ..Turn::default()
+    };
+    let sizes = |done: Done| done.claimed.iter().map(|(_, payload)| payload.len()).collect::<Vec<_>>();
+    let first = bench.turn("me", &turn(1));
+    assert_eq!(sizes(first), [600_000, 600_000]);
+    assert_eq!(sizes(bench.turn("me", &turn(1))), [600_000, 600_000]);
+    assert_eq!(sizes(bench.turn("me", &turn(2))), [3_000_000]);
+    assert_eq!(sizes(bench.turn("me", &turn(3))), [5]);
+}
+
+#[test]
+fn a_queue_that_is_no_list_is_skipped_and_reported_and_stops_nothing_else() {
+    let mut bench = Bench::with("me");
+    let held = bench.record("me", 1, "broken", &[b"kept".to_vec()]);
+    bench.push("work", &[b"a"]);
+    let () = bench.connection.set("queue:broken", "x").unwrap();
+    let turn = Turn {
+        call: 2,
+        requeues: vec![
+            Requeue::Unrecorded {
+                queue: b"work".to_vec(),
+                payload: b"b"[..].into(),
+            },
+            Requeue::Recorded(held[0].clone()),
+        ],
+        claims: claims(&["broken", "work"], 3),
+        ..Turn::default()
+    };
+    let done = bench.turn("me", &turn);
+    assert_eq!(done.refused, [b"broken"]);
+    assert_eq!(done.undone, [1]);
+    assert_eq!(payloads(&done), [b"b", b"a"]);
+    assert!(bench.fields("me").contains(&held[0].as_bytes().to_vec()));
+    assert_eq!(bench.turn("me", &turn).undone, [1]);
+
+    // Once the key is gone the job goes where it belongs.
+    let () = bench.connection.del("queue:broken").unwrap();
+    let turn = Turn {
+        call: 3,
+        requeues: vec![Requeue::Recorded(held[0].clone())],
+        ..Turn::default()
+    };
+    assert_eq!(bench.turn("me", &turn), Done::default());
+    assert_eq!(queue(&bench.server, "broken"), [b"kept"]);
+}
+
+#[test]
+fn a_job_without_a_record_that_cannot_go_back_gets_one() {
+    let mut bench = Bench::with("me");
+    let () = bench.connection.set("queue:broken", "x").unwrap();
+    bench.push("work", &[b"claimed"]);
+    let turn = Turn {
+        call: 1,
+        requeues: vec![Requeue::Unrecorded {
+            queue: b"broken".to_vec(),
+            payload: b"alone"[..].into(),
+        }],
+        records: vec![record("work", b"recorded")],
+        claims: claims(&["work"], 1),
+        ..Turn::default()
+    };
+    for _ in 0..2 {
+        let done = bench.turn("me", &turn);
+        assert_eq!(done.recorded.len(), 1);
+        assert_eq!(payloads(&done), [b"claimed"]);
+    }
+    let token = bench.fields("me").into_iter().filter_map(Token::read).max_by_key(Token::order).unwrap();
+    assert_eq!((token.order(), token.queue()), ((1, 3), &b"broken"[..]));
+    let () = bench.connection.del("queue:broken").unwrap();
+    let turn = Turn {
+        call: 2,
+        requeues: vec![Requeue::Recorded(token)],
+        ..Turn::default()
+    };
+    bench.turn("me", &turn);
+    assert_eq!(queue(&bench.server, "broken"), [b"alone"]);
+}
+
+#[test]
+fn a_turn_that_cannot_be_done_whole_is_not_done_at_all() {
+    let mut bench = Bench::with("me");
+    let held = bench.record("me", 1, "work", &[b"a".to_vec(), b"b".to_vec()]);
+    let () = bench.connection.del(bench.keys.info("me")).unwrap();
+    let () = bench.connection.set(bench.keys.info("me"), "x").unwrap();
+    let turn = Turn {
+        call: 2,
+        acks: vec![held[0].clone()],
+        requeues: vec![
+            Requeue::Recorded(held[1].clone()),
+            Requeue::Unrecorded {
+                queue: b"work".to_vec(),
+                payload: b"c"[..].into(),
+            },
+        ],
+        marks: vec!["A".into()],
+        ..Turn::default()
+    };
+    let before = bench.everything();
+    for _ in 0..3 {
+        assert!(refusal(bench.try_turn("me", &turn)).contains("WRONGTYPE"));
+        assert_eq!(bench.everything(), before);
+    }
+    let () = bench.connection.del(bench.keys.info("me")).unwrap();
+    bench.turn("me", &turn);
+    assert_eq!(queue(&bench.server, "work"), [b"c", b"b"]);
+    assert!(bench.connection.hexists::<_, _, bool>(bench.keys.info("me"), "marked:A").unwrap());
+}
+
+#[test]
+fn a_turn_carries_a_thousand_acks_and_records() {
+    let mut bench = Bench::with("me");
+    let many: Vec<Vec<u8>> = (0..1000).map(|i| job(&format!("j{i}"))).collect();
+    let tokens = bench.record("me", 1, "work", &many);
+    let again: Vec<Token> = bench.record("me", 1, "work", &many);
+    assert_eq!(again.len(), 1000);
+    let turn = Turn {
+        call: 2,
+        acks: tokens.iter().cycle().take(2500).cloned().collect(),
+        ..Turn::default()
+    };
+    bench.turn("me", &turn);
+    assert_eq!(bench.fields("me"), [b"call"]);
+}
+
+// --- leases ---
+
+#[test]
+fn a_beat_renews_and_names_who_is_due_when_it_moved_the_clock() {
+    let mut bench = Bench::with("me");
+    let seen = |answer: Fenced<Beat>| match answer {
+        Fenced::Alive(beat) => {
+            assert_eq!(beat.pace, PACE);
+            beat.seen
+        }
+        Fenced::Lost => panic!("lost"),
+    };
+    // The clock has just been looked at; less than a twentieth of a step later it stays.
+    bench.set_seen(0);
+    assert_eq!(seen(bench.beat("me")), None);
+    bench.set_seen(-100);
+    assert_eq!(seen(bench.beat("me")), Some((1, None)));
+    let end = bench.lease_end("me").unwrap();
+    assert_eq!(end, bench.clock("now") + 5000.0);
+
+    bench.register("late");
+    bench.register("later");
+    bench.outlive_leases();
+    let () = bench.connection.zincr(bench.keys.instances(), "late", -1).unwrap();
+    bench.set_seen(-100);
+    assert_eq!(seen(bench.beat("me")), Some((3, Some("late".into()))));
+    // Its own lease had run out too, but nobody fenced it: it lives.
+    assert_eq!(bench.reap("me"), Reaped::Runs);
+
+    let progress = |bench: &mut Bench| -> Option<f64> { bench.connection.hget(bench.keys.info("me"), "progress").unwrap() };
+    assert_eq!(progress(&mut bench), None);
+    scripts::beat(&mut bench.link, &bench.keys, "me", PACE, true).unwrap();
+    assert!(progress(&mut bench).is_some());
+}
+
+impl Bench {
+    /// When the clock was last looked at, in ms from now on.
+    fn set_seen(&mut self, from_now: i64) {
+        let (seconds, micros): (i64, i64) = redis::cmd("TIME").query(&mut self.connection).unwrap();
+        let seen = seconds * 1000 + micros / 1000 + from_now;
+        let () = self.connection.hset(self.keys.clock(), "seen", seen).unwrap();
+    }
+}
+
+#[test]
+fn the_lease_clock_moves_by_a_step_at_most_and_never_back() {
+    let server = Options::default().fake_clock().start();
+    let mut bench = Bench::on(server);
+    bench.register("me");
+    let mut now = bench.clock("now");
+    let mut beat_at = |seconds: i64| {
+        bench.server.set_clock(seconds);
+        // Redis lets go of connections when its clock jumps; that is not what this is about.
+        bench.link.discard();
+        bench.connection = bench.server.connect();
+        bench.beat("me");
+        let before = std::mem::replace(&mut now, bench.clock("now"));
+        now - before
+    };
+    assert_eq!(beat_at(600), 1000.0);
+    assert_eq!(beat_at(3600), 1000.0);
+    assert_eq!(beat_at(-600), 0.0);
+    assert_eq!(beat_at(-550), 1000.0);
+    assert_eq!(beat_at(0), 1000.0);
+    // Within a step it is exact.
+    let (before, seen) = (bench.clock("now"), bench.clock("seen"));
+    bench.set_seen(-700);
+    let moved_from = bench.clock("seen");
+    bench.beat("me");
+    assert!(moved_from >= seen - 700.0);
+    assert_eq!(bench.clock("now") - before, (bench.clock("seen") - moved_from).min(1000.0));
+}
+
+#[test]
+fn a_missing_clock_begins_with_every_lease_anew() {
+    let mut bench = Bench::with("me");
+    bench.register("other");
+    bench.outlive_leases();
+    for broken in ["now", "seen", "step", "ttl"] {
+        let () = bench.connection.hset(bench.keys.clock(), broken, "x").unwrap();
+        assert_eq!(bench.due(), None, "{broken}");
+        assert_eq!(bench.reap("other"), Reaped::Runs);
+        assert_eq!(bench.lease_end("other").unwrap(), bench.clock("now") + 5000.0);
+        bench.outlive_leases();
+    }
+    let () = bench.connection.del(bench.keys.clock()).unwrap();
+    assert_eq!(bench.reap("other"), Reaped::Runs);
+    bench.outlive_leases();
+    let () = bench.connection.del(bench.keys.clock()).unwrap();
+    bench.register("third");
+    assert_eq!(bench.reap("other"), Reaped::Runs);
+}
+
+#[test]
+fn a_registration_with_other_settings_issues_running_leases_anew() {
+    let mut bench = Bench::with("me");
+    bench.register("dead");
+    bench.outlive_leases();
+    bench.beat("me");
+    bench.set_seen(0);
+    let dead = bench.lease_end("dead");
+    let shorter = Pace {
+        step: Duration::from_millis(200),
+        ttl: Duration::from_secs(1),
+    };
+    let info = [("hostname".to_owned(), "h".to_owned())];
+    assert_eq!(scripts::register(&mut bench.link, &bench.keys, "new", shorter, &info).unwrap(), shorter);
+    let now = bench.clock("now");
+    assert_eq!(bench.lease_end("me").unwrap(), now + 5000.0);
+    assert_eq!(bench.lease_end("new").unwrap(), now + 1000.0);
+    assert_eq!(bench.lease_end("dead"), dead);
+    assert_eq!((bench.clock("step"), bench.clock("ttl")), (200.0, 1000.0));
+    // Everybody follows with the next beat.
+    assert!(matches!(bench.beat("me"), Fenced::Alive(Beat { pace, .. }) if pace == shorter));
+    assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 1000.0);
+    let info: BTreeMap<String, String> = bench.connection.hgetall(bench.keys.info("new")).unwrap();
+    assert_eq!(info["hostname"], "h");
+    assert!(info["started_at"].parse::<u64>().unwrap() > 0);
+
+    let longer = Pace {
+        step: Duration::from_secs(10),
+        ttl: Duration::from_secs(60),
+    };
+    scripts::register(&mut bench.link, &bench.keys, "newer", longer, &[]).unwrap();
+    assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 60_000.0);
+    assert_eq!(bench.lease_end("dead"), dead);
+}
+
+// --- death ---
+
+#[test]
+fn only_a_lease_that_has_run_out_is_reaped() {
+    let mut bench = Bench::with("me");
+    let held = bench.record("me", 1, "work", &[b"a".to_vec(), b"b".to_vec()]);
+    assert_eq!(bench.reap("nobody"), Reaped::Gone);
+    assert!(!bench.exists(&bench.keys.inflight("nobody")));
+    let before = bench.all_but_the_clock();
+    assert_eq!(bench.due(), None);
+    assert_eq!(bench.reap("me"), Reaped::Runs);
+    assert_eq!(bench.all_but_the_clock(), before);
+
+    bench.outlive_leases();
+    assert_eq!(bench.due(), Some("me".into()));
+    let Reaped::Fenced(mut fields) = bench.reap("me") else { panic!() };
+    fields.sort();
+    let mut tokens: Vec<Vec<u8>> = held.iter().map(|token| token.as_bytes().to_vec()).collect();
+    tokens.sort();
+    assert_eq!(fields, tokens);
+    // It is held: nobody else is sent after it meanwhile.
+    assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 2000.0);
+    assert_eq!(bench.reap("me"), Reaped::Runs);
+    assert_eq!(bench.due(), None);
+    bench.outlive_leases();
+    assert_eq!(bench.due(), Some("me".into()));
+    let capped = scripts::reap(&mut bench.link, &bench.keys, PACE, "me", Duration::from_millis(300)).unwrap();
+    assert!(matches!(capped, Reaped::Fenced(_)));
+    assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 300.0);
+}
+
+#[test]
+fn an_instance_with_nothing_in_flight_is_removed() {
+    let mut bench = Bench::with("me");
+    bench.outlive_leases();
+    assert_eq!(bench.reap("me"), Reaped::Gone);
+    assert_at_rest(&bench.server);
+    assert_eq!(bench.beat("me"), Fenced::Lost);
+    assert_at_rest(&bench.server);
+}
+
+#[test]
+fn a_proof_of_death_fences_at_once_unless_there_was_a_beat_since() {
+    let mut bench = Bench::with("me");
+    bench.record("me", 1, "work", &[b"a".to_vec()]);
+    let reap = |bench: &mut Bench, lease_end: &str| -> String {
+        let mut call = lua::REAP.prepare_invoke();
+        for key in [bench.keys.clock(), bench.keys.instances(), bench.keys.inflight("me"), bench.keys.info("me")] {
+            call.key(key);
+        }
+        call.arg(&["1000", "5000", "me", "300000", lease_end]);
+        let answer: Vec<Value> = call.invoke(&mut bench.connection).unwrap();
+        String::from_redis_value(answer[0].clone()).unwrap()
+    };
+    let read_before: String = bench.connection.zscore(bench.keys.instances(), "me").unwrap();
+    bench.set_seen(-500);
+    bench.beat("me");
+    assert_eq!(reap(&mut bench, &read_before), "runs");
+    let read_before: String = bench.connection.zscore(bench.keys.instances(), "me").unwrap();
+    assert_eq!(reap(&mut bench, &read_before), "reaped");
+    assert_eq!(bench.beat("me"), Fenced::Lost);
+}
+
+#[test]
+fn orphans_are_settled_once_however_often_it_is_asked_for() {
+    let mut bench = Bench::start();
+    let tokens = bench.dead("dead", &[b"1".to_vec(), b"2".to_vec(), b"3".to_vec()]);
+    bench.push("work", &[b"waits"]);
+    bench.connection.set::<_, _, ()>("unrelated", 1).unwrap();
+    let newest_first: Vec<Token> = tokens.iter().rev().cloned().collect();
+    bench.outlive_leases();
+    assert_eq!(bench.recover("dead", &newest_first[..1]), Some(vec![Outcome::Requeued]));
+    // The hold is renewed.
+    assert_eq!(bench.lease_end("dead").unwrap(), bench.clock("now") + 2000.0);
+    assert_eq!(
+        bench.recover("dead", &newest_first),
+        Some(vec![Outcome::Gone, Outcome::Requeued, Outcome::Requeued])
+    );
+    assert_eq!(queue(&bench.server, "work"), [&b"1"[..], b"2", b"3", b"waits"]);
+    assert_at_rest(&bench.server);
+    let before = bench.all_but_the_clock();
+    assert_eq!(bench.recover("dead", &newest_first), Some(vec![Outcome::Gone; 3]));
+    assert_eq!(bench.all_but_the_clock(), before);
+
+    assert_eq!(stat(&bench.server, "requeued"), 3);
+    let lines = journal(&bench.server);
+    assert_eq!(lines.len(), 3);
+    assert_eq!((lines[0].from.as_str(), lines[0].by.as_str()), ("dead", "reaper"));
+    assert_eq!((lines[0].jid.as_str(), lines[0].class.as_str()), ("the jid", ""));
+    assert_eq!((lines[0].queue.as_str(), lines[0].outcome.as_str()), ("work", "requeued"));
+}
+
+#[test]
+fn nobody_recovers_an_instance_that_has_its_lease() {
+    let mut bench = Bench::with("me");
+    let tokens = bench.record("me", 1, "work", &[b"a".to_vec()]);
+    let before = bench.everything();
+    assert_eq!(bench.recover("me", &tokens), None);
+    assert_eq!(bench.everything(), before);
+}
+
+#[test]
+fn an_orphan_whose_queue_is_no_list_stays_until_it_is_one() {
+    let mut bench = Bench::start();
+    let tokens = bench.dead("dead", &[b"1".to_vec()]);
+    let () = bench.connection.set("queue:work", "x").unwrap();
+    assert_eq!(bench.recover("dead", &tokens), Some(vec![Outcome::Stuck]));
+    assert_eq!(journal(&bench.server), []);
+    assert!(bench.lease_end("dead").is_some());
+    let () = bench.connection.del("queue:work").unwrap();
+    assert_eq!(bench.recover("dead", &tokens), Some(vec![Outcome::Requeued]));
+    assert_eq!(queue(&bench.server, "work"), [b"1"]);
+    assert_at_rest(&bench.server);
+}
+
+#[test]
+fn a_field_that_is_no_token_keeps_its_instance_listed() {
+    let mut bench = Bench::start();
+    let tokens = bench.dead("dead", &[b"1".to_vec()]);
+    let () = bench.connection.hset(bench.keys.inflight("dead"), "what is this", "x").unwrap();
+    assert_eq!(bench.recover("dead", &tokens), Some(vec![Outcome::Requeued]));
+    assert!(bench.lease_end("dead").is_some());
+    bench.outlive_leases();
+    assert_eq!(bench.reap("dead"), Reaped::Fenced(vec![b"what is this".to_vec()]));
+    assert_eq!(bench.fields("dead"), [b"what is this"]);
+}
+
+#[test]
+fn a_peek_fits_a_reply() {
+    let mut bench = Bench::start();
+    let sizes = [3_000_000, 10, 500_000, 500_000, 500_000, 10];
+    let tokens = bench.dead("dead", &sizes.map(|size| vec![b'x'; size]));
+    let mut peek = |tokens: &[Token]| -> Vec<Option<usize>> {
+        let payloads = scripts::peek(&mut bench.link, &bench.keys, "dead", tokens).unwrap();
+        payloads.into_iter().map(|payload| payload.map(|bytes| bytes.len())).collect()
+    };
+    assert_eq!(peek(&tokens), [Some(3_000_000)]);
+    assert_eq!(peek(&tokens[1..]), [Some(10), Some(500_000), Some(500_000)]);
+    let gone = Token::read(b"9-9 5 work".to_vec()).unwrap();
+    assert_eq!(peek(&[gone.clone(), tokens[5].clone()]), [None, Some(10)]);
+    assert_eq!(peek(&[gone]), [None]);
+}
+
+// --- leaving ---
+
+#[test]
+fn leaving_acks_puts_back_and_removes() {
+    let mut bench = Bench::with("me");
+    bench.push("work", &[b"waits"]);
+    let held = bench.record("me", 1, "work", &[b"1".to_vec(), b"2".to_vec(), b"done".to_vec()]);
+    let newest_first = [held[1].clone(), held[0].clone()];
+    assert_eq!(bench.try_leave("me", &held[2..], &newest_first).unwrap(), Fenced::Alive(0));
+    assert_eq!(queue(&bench.server, "work"), [&b"1"[..], b"2", b"waits"]);
+    assert_at_rest(&bench.server);
+    let before = bench.everything();
+    assert_eq!(bench.try_leave("me", &held[2..], &newest_first).unwrap(), Fenced::Lost);
+    assert_eq!(bench.everything(), before);
+}
+
+#[test]
+fn what_a_leaving_instance_does_not_know_is_due_at_once() {
+    let mut bench = Bench::with("me");
+    bench.register("other");
+    let held = bench.record("me", 1, "work", &[b"1".to_vec(), b"2".to_vec()]);
+    assert_eq!(bench.try_leave("me", &[], &held[..1]).unwrap(), Fenced::Alive(1));
+    assert_eq!(bench.lease_end("me"), Some(0.0));
+    assert_eq!(bench.beat("me"), Fenced::Lost);
+    assert_eq!(bench.due(), Some("me".into()));
+    assert_eq!(bench.reap("me"), Reaped::Fenced(vec![held[1].as_bytes().to_vec()]));
+    assert_eq!(bench.recover("me", &held[1..]), Some(vec![Outcome::Requeued]));
+    assert_eq!(queue(&bench.server, "work"), [b"2", b"1"]);
+}
+
+// --- a Redis in trouble ---
+
+#[test]
+fn every_script_works_when_memory_is_full() {
+    let mut bench = Bench::on(Options::default().maxmemory("64mb").start());
+    let orphans = bench.dead("dead", &[b"1".to_vec(), b"2".to_vec()]);
+    bench.register("me");
+    bench.push("work", &[b"waits"]);
+    let held = bench.record("me", 1, "work", &[b"a".to_vec(), b"b".to_vec()]);
+    // Full, and no eviction.
+    bench.server.config_set("maxmemory", "1mb");
+    assert!(bench.connection.set::<_, _, ()>("k", "v").is_err());
+
+    bench.register("new");
+    bench.set_seen_by(-500);
+    assert!(matches!(bench.beat("me"), Fenced::Alive(_)));
+    let turn = Turn {
+        call: 2,
+        acks: held[..1].to_vec(),
+        requeues: vec![
+            Requeue::Recorded(held[1].clone()),
+            Requeue::Unrecorded {
+                queue: b"other".to_vec(),
+                payload: b"c"[..].into(),
+            },
+        ],
+        marks: vec!["A".into()],
+        records: vec![record("work", b"d")],
+        claims: claims(&["work"], 2),
+    };
+    let done = bench.turn("me", &turn);
+    assert_eq!(payloads(&done), [&b"b"[..], b"waits"]);
+    assert_eq!(done.recorded.len(), 1);
+    assert_eq!(bench.recover("dead", &orphans[..1]), Some(vec![Outcome::Requeued]));
+    bench.set_lease_end("dead", 0);
+    assert!(matches!(bench.reap("dead"), Reaped::Fenced(_)));
+    assert_eq!(bench.recover("dead", &orphans[1..]), Some(vec![Outcome::Requeued]));
+    assert_eq!(stat(&bench.server, "requeued"), 2);
+    assert_eq!(journal(&bench.server).len(), 2);
+    let held: Vec<Token> = done.claimed.into_iter().map(|(token, _)| token).collect();
+    assert_eq!(bench.try_leave("me", &done.recorded, &held).unwrap(), Fenced::Alive(0));
+    bench.set_seen_by(-500);
+    assert_eq!(bench.due(), None);
+}
+
+impl Bench {
+    /// As `set_seen`, in a way that a full Redis allows.
+    fn set_seen_by(&mut self, ms: i64) {
+        let max: Vec<String> = redis::cmd("CONFIG").arg("GET").arg("maxmemory").query(&mut self.connection).unwrap();
+        self.server.config_set("maxmemory", "0");
+        self.set_seen(ms);
+        self.server.config_set("maxmemory", &max[1]);
+    }
+
+    fn set_lease_end(&mut self, identity: &str, end: u64) {
+        let max: Vec<String> = redis::cmd("CONFIG").arg("GET").arg("maxmemory").query(&mut self.connection).unwrap();
+        self.server.config_set("maxmemory", "0");
+        let () = self.connection.zadd(self.keys.instances(), identity, end).unwrap();
+        self.server.config_set("maxmemory", &max[1]);
+    }
+}
+
+#[test]
+fn a_redis_that_refuses_writes_does_nothing_by_halves_and_its_clock_stands() {
+    let mut bench = Bench::start();
+    let orphans = bench.dead("dead", &[b"1".to_vec()]);
+    bench.register("late");
+    bench.register("me");
+    bench.push("work", &[b"waits"]);
+    let held = bench.record("me", 1, "work", &[b"a".to_vec(), b"b".to_vec()]);
+    bench.set_lease_end("late", 1);
+    bench.set_seen(-5000);
+
+    bench.server.config_set("min-replicas-to-write", "1");
+    assert_all_refused(&mut bench, &orphans, &held, "NOREPLICAS");
+    bench.server.config_set("min-replicas-to-write", "0");
+    bench.server.break_saves();
+    assert_all_refused(&mut bench, &orphans, &held, "MISCONF");
+    bench.server.mend_saves();
+    // All is as it was, and goes on.
+    assert!(matches!(bench.beat("me"), Fenced::Alive(_)));
+}
+
+fn assert_all_refused(bench: &mut Bench, orphans: &[Token], held: &[Token], code: &str) {
+    let before = bench.everything();
+    let turn = Turn {
+        call: 2,
+        acks: held[..1].to_vec(),
+        requeues: vec![Requeue::Recorded(held[1].clone())],
+        marks: vec!["A".into()],
+        records: vec![record("work", b"c")],
+        claims: claims(&["work"], 1),
+    };
+    let refusals = [
+        refusal(scripts::register(&mut bench.link, &bench.keys, "new", PACE, &[])),
+        refusal(bench.try_beat("me")),
+        refusal(bench.try_turn("me", &turn)),
+        refusal(bench.try_reap("late")),
+        refusal(scripts::due(&mut bench.link, &bench.keys, PACE)),
+        refusal(bench.try_recover("dead", orphans)),
+        refusal(bench.try_leave("me", held, &[])),
+    ];
+    for text in refusals {
+        assert!(text.contains(code), "{text}");
+    }
+    assert_eq!(bench.everything(), before, "{code}");
+}
+
+/// A key of ours that somebody has overwritten.
+fn overwrite(bench: &mut Bench, key: &str) {
+    let () = bench.connection.del(key).unwrap();
+    let () = bench.connection.set(key, "not ours").unwrap();
+}
+
+#[test]
+fn a_registration_that_fails_leaves_nothing_behind() {
+    for key in [keys().clock(), keys().instances()] {
+        let mut bench = Bench::with("me");
+        overwrite(&mut bench, &key);
+        let before = bench.all_but_the_clock();
+        let text = refusal(scripts::register(&mut bench.link, &bench.keys, "new", PACE, &[]));
+        assert!(text.contains("WRONGTYPE"), "{text}");
+        assert_eq!(bench.all_but_the_clock(), before, "{key}");
+        // Other settings take another way.
+        let other = Pace { ttl: PACE.ttl * 2, ..PACE };
+        refusal(scripts::register(&mut bench.link, &bench.keys, "new", other, &[]));
+        assert_eq!(bench.all_but_the_clock(), before, "{key}");
+    }
+}
+
+#[test]
+fn an_overwritten_key_costs_no_jobs() {
+    let (clock, instances) = (keys().clock(), keys().instances());
+    let (inflight, info) = (keys().inflight("me"), keys().info("me"));
+    for key in [&clock, &instances, &inflight, &info, &keys().stats(), &keys().journal(), &"queues".to_owned()] {
+        let mut bench = Bench::start();
+        let orphans = bench.dead("dead", &[b"1".to_vec()]);
+        bench.register("me");
+        bench.push("work", &[b"waits"]);
+        let held = bench.record("me", 1, "work", &[b"a".to_vec(), b"b".to_vec()]);
+        overwrite(&mut bench, key);
+        let turn = Turn {
+            call: 2,
+            acks: held[..1].to_vec(),
+            requeues: vec![Requeue::Recorded(held[1].clone())],
+            records: vec![record("work", b"c")],
+            claims: claims(&["work"], 2),
+            ..Turn::default()
+        };
+        let turned = bench.try_turn("me", &turn);
+        let beaten = bench.try_beat("me");
+        let recovered = bench.try_recover("dead", &orphans);
+        if *key == inflight {
+            assert!(refusal(turned).contains("WRONGTYPE"));
+            assert!(refusal(beaten).contains("WRONGTYPE"));
+            assert_eq!(queue(&bench.server, "work"), [&b"1"[..], b"waits"]);
+            continue;
+        }
+        let done = match turned.unwrap() {
+            Turned::Done(done) => done,
+            other => panic!("{key}: {other:?}"),
+        };
+        assert_eq!(payloads(&done), [&b"b"[..], b"waits"], "{key}");
+        if *key == clock || *key == instances {
+            assert!(refusal(beaten).contains("WRONGTYPE"), "{key}");
+        } else {
+            assert!(matches!(beaten.unwrap(), Fenced::Alive(_)), "{key}");
+        }
+        // The orphan is back, or still in flight.
+        let back = queue(&bench.server, "work") == [b"1"];
+        let still = bench.fields("dead").contains(&orphans[0].as_bytes().to_vec());
+        assert!(back != still, "{key}: {recovered:?}");
+        if ![&clock, &instances].contains(&key) {
+            assert_eq!(recovered.unwrap(), Some(vec![Outcome::Requeued]), "{key}");
+        }
+    }
+}
+
+#[test]
+fn an_overwritten_hash_does_not_stop_the_recovery_of_others() {
+    let mut bench = Bench::with("broken");
+    bench.outlive_leases();
+    bench.register("dead");
+    let orphans = bench.record("dead", 1, "work", &[b"1".to_vec()]);
+    bench.outlive_leases();
+    overwrite(&mut bench, &keys().inflight("broken"));
+    assert_eq!(bench.due(), Some("broken".into()));
+    // It must not be named for ever, and what it holds is not ours to delete.
+    assert_eq!(bench.reap("broken"), Reaped::Overwritten);
+    assert_eq!(bench.due(), Some("dead".into()));
+    assert!(matches!(bench.reap("dead"), Reaped::Fenced(_)));
+    assert_eq!(bench.recover("dead", &orphans), Some(vec![Outcome::Requeued]));
+    assert!(bench.exists(&keys().inflight("broken")));
+    assert!(bench.lease_end("broken").is_some());
+}
+
+#[test]
+fn a_server_that_forgot_the_scripts_is_given_them_again() {
+    let mut bench = Bench::with("me");
+    for call in 1..=3 {
+        redis::cmd("SCRIPT").arg("FLUSH").exec(&mut bench.connection).unwrap();
+        bench.record("me", call, "work", &[b"a".to_vec()]);
+        redis::cmd("SCRIPT").arg("FLUSH").exec(&mut bench.connection).unwrap();
+        bench.beat("me");
+    }
+    assert_eq!(bench.fields("me").len(), 4);
+    assert_eq!(bench.link.generation(), 1);
+}
+
+#[test]
+fn the_tests_know_the_scripts_by_the_hashes_that_are_sent() {
+    let mut bench = Bench::with("me");
+    bench.beat("me");
+    bench.record("me", 1, "work", &[b"a".to_vec()]);
+    bench.outlive_leases();
+    bench.reap("me");
+    let tokens: Vec<Token> = bench.fields("me").into_iter().filter_map(Token::read).collect();
+    bench.recover("me", &tokens);
+    bench.try_leave("me", &[], &[]).unwrap();
+    for script in [&lua::REGISTER, &lua::BEAT, &lua::TURN, &lua::REAP, &lua::RECOVER, &lua::LEAVE] {
+        let known: Vec<bool> = redis::cmd("SCRIPT")
+            .arg("EXISTS")
+            .arg(script.get_hash())
+            .query(&mut bench.connection)
+            .unwrap();
+        assert_eq!(known, [true]);
+    }
+}

@@ -1,0 +1,38 @@
+//! The scripts as Redis knows them: to recognise a call on its way, or to make one that the crate does not make.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+use super::proxy::Request;
+
+macro_rules! script {
+    ($name:ident, $($file:literal),+) => {
+        /// The script of that name.
+        pub static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new(concat!($(include_str!(concat!("../../src/lua/", $file, ".lua"))),+)));
+    };
+}
+
+script!(REGISTER, "clock", "register");
+script!(BEAT, "clock", "beat");
+script!(TURN, "requeue", "turn");
+script!(REAP, "clock", "reap");
+script!(RECOVER, "clock", "requeue", "recover");
+script!(LEAVE, "requeue", "leave");
+
+/// Whether a request calls this script, by its hash or whole.
+pub fn is_call(request: &Request, script: &Script) -> bool {
+    let args = request.args();
+    let Some(text) = args.get(1) else { return false };
+    match request.command().as_str() {
+        "EVALSHA" => *text == script.get_hash().as_bytes(),
+        "EVAL" => Script::new(&String::from_utf8_lossy(text)).get_hash() == script.get_hash(),
+        _ => false,
+    }
+}
+
+/// Whether a request may come twice. All of ours may but `register`, which is sent once a nonce.
+pub fn may_repeat(request: &Request) -> bool {
+    !request.is_setup() && !is_call(request, &REGISTER)
+}

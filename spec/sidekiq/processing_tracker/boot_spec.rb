@@ -1,0 +1,49 @@
+# frozen_string_literal: true
+
+# A real Sidekiq that is given settings which cannot be used: it says which, and does not boot.
+RSpec.describe "booting Sidekiq with a bad setting" do
+  let(:redis) { RedisServer.new }
+
+  def boot(app: "", env: {}, **options)
+    sidekiq = SidekiqProcess.new(redis, app: app, env: env, **options)
+    expect(sidekiq.process.wait).not_to be_success
+    expect(Queues.identities(redis)).to be_empty
+    sidekiq.log
+  end
+
+  {
+    {"PROCESSING_NS" => "a b"} => /namespace \(from PROCESSING_NS\) is "a b": allowed is/,
+    {"PROCESSING_INSTANCE_ID" => "a*"} => /instance_id \(from PROCESSING_INSTANCE_ID\) is "a\*": allowed is/,
+    {"HEARTBEAT_INTERVAL" => "soon"} => /heartbeat_interval \(from HEARTBEAT_INTERVAL\) is "soon": allowed is/,
+    {"HEARTBEAT_TTL" => "0.5"} => /heartbeat_ttl \(from HEARTBEAT_TTL\) is "0.5": allowed is/,
+    {"RECOVERY_LOCK_TTL" => "-1"} => /recovery_lock_ttl \(from RECOVERY_LOCK_TTL\) is "-1": allowed is/,
+    {"PROCESSING_TRACK" => "none"} => /track \(from PROCESSING_TRACK\) is "none": allowed is :marked or :all/
+  }.each do |env, message|
+    it "refuses #{env}" do
+      expect(boot(env: env)).to match(message)
+    end
+  end
+
+  it "refuses a logger that is none" do
+    expect(boot(app: "Sidekiq::ProcessingTracker.config.logger = 5")).to match(/logger is a Integer: allowed is/)
+  end
+
+  it "refuses redis_options that cannot be used, and shows no password" do
+    log = boot(app: "Sidekiq::ProcessingTracker.config.redis_options = {url: 'redis://:secret@host', sentinels: []}")
+    expect(log).to match(/redis_options: sentinels: Redis Sentinel is not supported/)
+    expect(log).not_to include("secret")
+  end
+
+  it "refuses redis_options that lead to another server" do
+    other = RedisServer.new
+    log = boot(app: "Sidekiq::ProcessingTracker.config.redis_options = {url: #{other.url.inspect}, password: 'secret'}")
+    expect(log).to match(/redis_options \(unix:#{other.socket} db 0\) is not the server and database that Sidekiq uses/)
+      .or match(/redis_options \(unix:#{other.socket} db 0\) cannot be compared with Sidekiq's Redis/)
+    expect(log).not_to include("secret")
+  end
+
+  it "refuses redis_options that lead to another database" do
+    log = boot(app: "Sidekiq::ProcessingTracker.config.redis_options = #{redis.url(db: 1).inspect}")
+    expect(log).to match(/is not the server and database that Sidekiq uses .*: leave redis_options unset, or give both/)
+  end
+end

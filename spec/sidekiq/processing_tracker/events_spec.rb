@@ -1,0 +1,84 @@
+# frozen_string_literal: true
+
+require "logger"
+require "stringio"
+
+RSpec.describe Sidekiq::ProcessingTracker::Events do
+  # Gives out the events of an example, as the native engine does, and then says that it has stopped.
+  engine = Class.new do
+    def initialize(events)
+      @events = events
+    end
+
+    def next_event(_timeout)
+      event = @events.shift || :stopped
+      event.is_a?(Exception) ? raise(event) : event
+    end
+
+    def touch
+    end
+  end
+
+  let(:output) { StringIO.new }
+  let(:logger) { Logger.new(output, formatter: ->(severity, _, _, text) { "#{severity} #{text}\n" }) }
+
+  after { Sidekiq::ProcessingTracker.config.logger = nil }
+
+  define_method(:logged) do |*events, to: logger|
+    Sidekiq::ProcessingTracker.config.logger = to
+    described_class.new(engine.new(events)).start.join(5)
+    output.string
+  end
+
+  it "writes one line at boot" do
+    event = {"kind" => "started", "identity" => "pod:1:ab", "server" => "unix:/r.sock db 0", "namespace" => "ns",
+             "interval_ms" => 2500, "ttl_ms" => 30_000}
+    expect(logged(event))
+      .to eq("INFO ProcessingTracker started: identity=pod:1:ab namespace=ns interval=2.5s ttl=30.0s redis=unix:/r.sock db 0\n")
+  end
+
+  it "writes one line per recovered job, without arguments" do
+    event = {"kind" => "recovered", "jid" => "j1", "job_class" => "PaymentJob", "queue" => "default", "from" => "a:1:x",
+             "by" => "b:2:y", "outcome" => "requeued"}
+    expect(logged(event))
+      .to eq("INFO ProcessingTracker recovered job: jid=j1 class=PaymentJob queue=default from=a:1:x outcome=requeued\n")
+  end
+
+  it "keeps on one line what a payload says" do
+    event = {"kind" => "recovered", "jid" => nil, "job_class" => "A\nFATAL fake", "queue" => "q\xff", "from" => "a",
+             "outcome" => "requeued"}
+    expect(logged(event)).to eq(
+      "INFO ProcessingTracker recovered job: jid=- class=\"A\\nFATAL fake\" queue=q\uFFFD from=a outcome=requeued\n"
+    )
+  end
+
+  it "writes outages, lost leases, warnings and what was dropped" do
+    lines = logged(
+      {"kind" => "outage", "error" => "connection refused"}, {"kind" => "outage_over", "seconds" => 12.345},
+      {"kind" => "lease_lost", "identity" => "a:1:x", "new_identity" => "a:1:y", "jids" => ["j1", nil]},
+      {"kind" => "lease_lost", "identity" => "a:1:y", "new_identity" => "a:1:z", "jids" => []},
+      {"kind" => "warning", "message" => "maxmemory-policy is allkeys-lru"}, {"kind" => "dropped", "count" => 3}, nil
+    ).lines(chomp: true)
+    expect(lines).to match([
+      /\AERROR .*cannot reach Redis: connection refused/, /\AINFO .*reached Redis again after 12\.3 s/,
+      /\AWARN .*lost the lease of a:1:x, goes on as a:1:y.* j1, -\z/, /\AWARN .*: none\z/,
+      /\AWARN ProcessingTracker maxmemory-policy is allkeys-lru\z/, /\AWARN .*could not log 3 events/
+    ])
+  end
+
+  it "survives a logger that raises and an event that makes no sense" do
+    raising = Class.new(Logger) do
+      def info(*)
+        raise "disk full"
+      end
+    end
+    lines = logged({"kind" => "outage_over", "seconds" => 1.0}, {"kind" => "lease_lost"}, {"kind" => "warning", "message" => "next"},
+      to: raising.new(output))
+    expect(lines).to include("ProcessingTracker next")
+  end
+
+  it "says so when the engine itself fails, and ends" do
+    expect(logged(Sidekiq::ProcessingTracker::InternalError.new("broken"), {"kind" => "warning", "message" => "never"}))
+      .to match(/\AERROR ProcessingTracker reports no more events: broken .*InternalError.*\n\z/)
+  end
+end
