@@ -99,7 +99,7 @@ module Example
     end
 
     def start_worker(name)
-      start(Gem.ruby, Gem.bin_path("sidekiq", "sidekiq"), "-r", __FILE__, "-q", "example_app", "-c", "1", log: name)
+      start(Gem.ruby, Gem.bin_path("sidekiq", "sidekiq"), "-r", File.expand_path(__FILE__), "-q", "example_app", "-c", "1", log: name)
     end
 
     # In a process group of its own: Ctrl-C is for this script, which then ends the others.
@@ -117,7 +117,7 @@ module Example
     end
 
     def answers?
-      Sidekiq.redis(&:ping)
+      Sidekiq.redis(&:ping).tap { @last_error = nil }
     rescue => error
       @last_error = error.message
       nil
@@ -140,7 +140,7 @@ module Example
     def wait_for(what)
       deadline = now + DEADLINE
       until yield
-        raise "#{what} did not come within #{DEADLINE} s. #{@last_error}\n#{logs}" if now > deadline
+        abort "#{what} did not come within #{DEADLINE} s. #{@last_error}\n#{logs}" if now > deadline
 
         sleep 0.02
       end

@@ -22,6 +22,14 @@ module Eventually
     end
   end
 
+  # Lets time pass, where the time itself is what an example is about. Never to wait for something: see {eventually}.
+  #
+  # @param seconds [Numeric]
+  # @return [void]
+  def let_pass(seconds)
+    sleep(seconds)
+  end
+
   # @return [Float] seconds on a clock that only goes forward
   def now
     Process.clock_gettime(Process::CLOCK_MONOTONIC)

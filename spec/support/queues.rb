@@ -14,6 +14,16 @@ module Queues
                    "retry" => true, "created_at" => Time.now.to_f, "enqueued_at" => Time.now.to_f}.merge(fields.transform_keys(&:to_s)))
   end
 
+  # @return [String] the payload of a job that says itself that it is marked
+  def marked(job_class, *args, **fields)
+    payload(job_class, *args, **fields, processing: true)
+  end
+
+  # @return [String] the jid in a payload
+  def jid(payload)
+    JSON.parse(payload).fetch("jid")
+  end
+
   # Pushes raw bytes, as they are.
   #
   # @return [String] the payload
@@ -39,6 +49,38 @@ module Queues
       fields = redis.call("HGETALL", "#{namespace}:inflight:#{identity}")
       [identity, fields.except("call").values]
     end
+  end
+
+  # @return [Array<String>] what queues and instances hold, read in one instant: no payload may be in here twice
+  def everywhere(redis, queue: "default", namespace: "sidekiq_processing")
+    redis.call("EVAL", <<~LUA, 2, "queue:#{queue}", "#{namespace}:instances", namespace)
+      local payloads = redis.call('LRANGE', KEYS[1], 0, -1)
+      for _, identity in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+        local fields = redis.call('HGETALL', ARGV[1] .. ':inflight:' .. identity)
+        for i = 1, #fields, 2 do
+          if fields[i] ~= 'call' then payloads[#payloads + 1] = fields[i + 1] end
+        end
+      end
+      return payloads
+    LUA
+  end
+
+  # @return [Float, nil] when an instance's lease ends, on the lease clock
+  def lease_end(redis, identity, namespace: "sidekiq_processing")
+    redis.call("ZSCORE", "#{namespace}:instances", identity)
+  end
+
+  # @return [Array<Hash>] what was recovered, a job each: "from", "by", "jid", "class", "queue", "outcome"
+  def journal(redis, namespace: "sidekiq_processing")
+    redis.call("XRANGE", "#{namespace}:journal", "-", "+").flat_map do |_, fields|
+      fields = fields.flatten
+      fields.drop(4).each_slice(8).map { |job| Hash[*fields.take(4), *job] }
+    end
+  end
+
+  # @return [Array<String>] the tracker's keys that belong to a single instance
+  def keys_of_instances(redis, namespace: "sidekiq_processing")
+    redis.call("KEYS", "#{namespace}:in*").sort
   end
 
   # @return [Array<String>] every instance that may have jobs in flight

@@ -184,7 +184,7 @@ impl Claims {
     fn ride(&mut self, identity: &str, pace: Pace) -> crate::Result<()> {
         let sent = Instant::now();
         let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false)?;
-        self.shared.beaten(identity, sent, &beat);
+        self.shared.beaten(Which::Claims, identity, sent, &beat);
         Ok(())
     }
 

@@ -136,7 +136,7 @@ impl Control {
         match scripts::beat(&mut self.link, &self.shared.keys, identity, pace, progress) {
             Ok(answer) => {
                 self.beat.succeeded();
-                if let Some(due) = self.shared.beaten(identity, sent, &answer) {
+                if let Some(due) = self.shared.beaten(Which::Control, identity, sent, &answer) {
                     self.recovery.get_or_insert_with(|| Recovery::new(due));
                 }
                 if answer == Fenced::Lost {

@@ -70,7 +70,16 @@ pub(crate) enum Link {
 struct Health {
     control_down: bool,
     claims_down: bool,
+    /// The claims link has got an answer since the control link went down: jobs can be recorded all the same.
+    claims_work: bool,
     since: Option<Instant>,
+}
+
+impl Health {
+    /// Whether a record can be expected soon.
+    fn takes_records(&self) -> bool {
+        !self.claims_down && (!self.control_down || self.claims_work)
+    }
 }
 
 impl State {
@@ -119,8 +128,8 @@ impl Shared {
         }
     }
 
-    /// A beat was answered. Answers an instance that is due.
-    pub fn beaten(&self, identity: &str, sent: Instant, beat: &Fenced<Beat>) -> Option<String> {
+    /// A beat was answered on this link. Answers an instance that is due.
+    pub fn beaten(&self, link: Link, identity: &str, sent: Instant, beat: &Fenced<Beat>) -> Option<String> {
         let Fenced::Alive(beat) = beat else {
             self.lose(identity);
             return None;
@@ -132,7 +141,7 @@ impl Shared {
         state.last_beat = state.last_beat.max(Some(sent));
         state.pace = beat.pace;
         state.ride = false;
-        self.works(&mut state, Link::Control);
+        self.works(&mut state, link);
         beat.seen.as_ref().and_then(|(_, due)| due.clone())
     }
 
@@ -162,7 +171,11 @@ impl Shared {
     pub fn link_failed(&self, link: Link, error: &Error) {
         let mut state = self.state();
         match link {
-            Link::Control => state.health.control_down = true,
+            Link::Control if !state.health.control_down => {
+                state.health.control_down = true;
+                state.health.claims_work = false;
+            }
+            Link::Control => {}
             Link::Claims => state.health.claims_down = true,
         }
         self.outage(&mut state, &error.to_string());
@@ -189,7 +202,10 @@ impl Shared {
     fn works(&self, state: &mut State, link: Link) {
         match link {
             Link::Control => state.health.control_down = false,
-            Link::Claims => state.health.claims_down = false,
+            Link::Claims => {
+                state.health.claims_down = false;
+                state.health.claims_work = true;
+            }
         }
         if state.health.control_down || state.health.claims_down {
             return;
@@ -318,7 +334,7 @@ impl Engine {
         let mut state = self.shared.state();
         if state.registry.is_settled(handle) {
             Recorded::Yes
-        } else if state.phase != Phase::Running || state.health.claims_down || state.health.control_down {
+        } else if state.phase != Phase::Running || !state.health.takes_records() {
             Recorded::No
         } else {
             let parker = Parker::new();

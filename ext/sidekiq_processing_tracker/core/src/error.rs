@@ -43,6 +43,10 @@ impl From<redis::RedisError> for Error {
                 "the reply is not Redis' protocol".to_owned()
             }
             redis::ErrorKind::AuthenticationFailed => "Redis refused the username or password".to_owned(),
+            // What Redis says to a long call from one who should have logged in first.
+            _ if error.detail().is_some_and(|detail| detail.contains("unauthenticated")) => {
+                "Redis answered NOAUTH Authentication required".to_owned()
+            }
             _ if error.is_timeout() => "Redis did not answer in time".to_owned(),
             _ => match (error.code(), error.detail()) {
                 (Some(code), Some(detail)) => format!("Redis answered {code} {detail}"),

@@ -7,7 +7,8 @@ if redis.call('HEXISTS', inflight, 'call') == 0 then return {'lost'} end
 redis.call('HDEL', inflight, '-')
 local now, step, ttl, moved, server = tick(clock, instances, tonumber(ARGV[2]), tonumber(ARGV[3]))
 redis.call('ZADD', instances, now + ttl, ARGV[1])
-if ARGV[4] == '1' then redis.call('HSET', info, 'progress', server) end
+-- A note for people: without it the lease is renewed all the same.
+if ARGV[4] == '1' then redis.pcall('HSET', info, 'progress', server) end
 if not moved then return {'ok', step, ttl} end
 local due = redis.call('ZRANGEBYSCORE', instances, '-inf', now, 'LIMIT', 0, 1)
 return {'ok', step, ttl, redis.call('ZCARD', instances), due[1] or ''}

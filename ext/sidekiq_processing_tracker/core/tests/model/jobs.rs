@@ -591,6 +591,12 @@ pub struct State<const N: usize> {
 }
 
 impl<const N: usize> State<N> {
+    /// Whether the instance's lease is gone, as Redis has it.
+    fn fenced(&self, index: usize) -> bool {
+        let generation = self.instances[index].generation as usize;
+        self.redis.identities[index][generation].call == 0
+    }
+
     fn mark(&mut self, slip: u8) {
         self.slips |= slip;
     }
@@ -1182,11 +1188,7 @@ impl<const N: usize> Jobs<N> {
                 }
                 twice
             }
-            Script::Recover => {
-                instance.reaping = None;
-                instance.orphans = [0; TOKENS];
-                false
-            }
+            // A `recover` is sent again as it was: the next one is for the same orphan.
             _ => false,
         };
         if link == CLAIMS && !self.is(Mutation::NoSweep) {
@@ -1360,7 +1362,8 @@ impl<const N: usize> Protocol for Jobs<N> {
                 if !instance.registered && !leaving {
                     into.push(Action::Register(index));
                 }
-                if instance.registered && !instance.fresh {
+                // A beat a step: worth a state only where it changes or tells something.
+                if instance.registered && (!instance.fresh || state.fenced(index)) {
                     into.push(Action::Beat(index));
                 }
                 if instance.reaping.is_some() {
@@ -1493,7 +1496,8 @@ impl<const N: usize> Protocol for Jobs<N> {
             {
                 into.push(Action::Turn(index));
             }
-            if left.beats > 0 && instance.fresh && instance.links[CONTROL].stage == Stage::Idle {
+            if left.beats > 0 && instance.fresh && !state.fenced(index) && instance.links[CONTROL].stage == Stage::Idle
+            {
                 into.push(Action::Beat(index));
             }
             if left.sweeps > 0 {
@@ -1539,7 +1543,7 @@ impl<const N: usize> Protocol for Jobs<N> {
                 state.instances[index].links[CONTROL].send(call);
             }
             Action::Beat(index) => {
-                if state.instances[index].fresh {
+                if state.instances[index].fresh && !state.fenced(index) {
                     state.left.beats -= 1;
                 }
                 let call = Self::call(&state.instances[index], index, Script::Beat);

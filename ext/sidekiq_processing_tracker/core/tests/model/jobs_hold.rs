@@ -258,13 +258,12 @@ fn middleware() {
         10_000,
     );
     holds::<2>(
-        "middleware, last 1 to 3 writes lost, 1 job",
+        "middleware, last 1 to 3 writes lost",
         Config {
-            jobs: 1,
             rollbacks: 1,
             ..MIDDLEWARE
         },
-        500,
+        50_000,
     );
 }
 
@@ -280,7 +279,7 @@ fn long() {
             timeouts: 1,
             ..CALM
         },
-        1_000_000,
+        800_000,
     );
     holds::<2>(
         "pause, two timeouts, 1 job",
@@ -290,7 +289,7 @@ fn long() {
             timeouts: 2,
             ..CALM
         },
-        1_000_000,
+        800_000,
     );
     holds::<2>(
         "pause, timeout, 2 jobs",
@@ -299,7 +298,7 @@ fn long() {
             timeouts: 1,
             ..CALM
         },
-        1_000_000,
+        800_000,
     );
     holds::<2>(
         "cut off, timeout, 2 jobs",
@@ -308,7 +307,7 @@ fn long() {
             timeouts: 1,
             ..CALM
         },
-        1_000_000,
+        800_000,
     );
     holds::<2>(
         "two pauses, a beat on its way, 1 job",
@@ -318,7 +317,7 @@ fn long() {
             beats: 1,
             ..CALM
         },
-        1_000_000,
+        800_000,
     );
     holds::<2>(
         "2 threads, 3 jobs, pause",
@@ -328,7 +327,7 @@ fn long() {
             pauses: 1,
             ..CALM
         },
-        1_000_000,
+        800_000,
     );
     holds::<2>(
         "2 threads, thread gone, crash, two timeouts",
@@ -339,7 +338,7 @@ fn long() {
             timeouts: 2,
             ..CALM
         },
-        1_000_000,
+        800_000,
     );
     holds::<3>(
         "3 instances, two crashes, timeout",
@@ -348,7 +347,7 @@ fn long() {
             timeouts: 1,
             ..CALM
         },
-        1_000_000,
+        800_000,
     );
     holds::<2>(
         "last 1 to 3 writes lost, pause, 1 job",
@@ -358,7 +357,7 @@ fn long() {
             pauses: 1,
             ..CALM
         },
-        500_000,
+        300_000,
     );
     holds::<2>(
         "last 1 to 3 writes lost, timeout",
@@ -377,7 +376,7 @@ fn long() {
             untracked: 1,
             ..MIDDLEWARE
         },
-        1_000_000,
+        800_000,
     );
 }
 

@@ -32,8 +32,8 @@ pub enum Reissue {
 /// What there is, what may go wrong, and what is done wrongly on purpose.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// The settings that there are. The first hold at the start, for all.
-    pub settings: [Settings; 2],
+    /// The settings that there are. The first hold at the start, for all; each registration goes on to the next.
+    pub settings: [Settings; 3],
     /// Times that Redis is stopped, down or refuses.
     pub outages: u8,
     /// Times that the server's clock is set, forward or back.
@@ -42,7 +42,7 @@ pub struct Config {
     pub drops: u8,
     /// Failovers to a server that is older, with a clock of its own.
     pub failovers: u8,
-    /// Registrations with the other settings.
+    /// Registrations with other settings.
     pub changes: u8,
     /// `it` may be cut off, for ever.
     pub cut: bool,
@@ -65,7 +65,7 @@ pub struct Config {
 impl Config {
     /// A step of five ticks, a lease of five steps (the shortest there is), and nothing goes wrong.
     pub const CALM: Self = Self {
-        settings: [Settings { step: 5, ttl: 25 }; 2],
+        settings: [Settings { step: 5, ttl: 25 }; 3],
         outages: 0,
         jumps: 0,
         drops: 0,
@@ -87,7 +87,7 @@ impl Config {
             settings: [Settings {
                 step: 5,
                 ttl: 5 * steps,
-            }; 2],
+            }; 3],
             ..self
         }
     }
@@ -183,7 +183,7 @@ pub enum Action {
     Fail,
     /// Another instance beats, or reaps what is due.
     Others,
-    /// Another instance registers with the other settings.
+    /// Another instance registers with the next settings.
     Change,
     /// Redis stops running anything.
     Down,
@@ -235,7 +235,7 @@ impl Lease {
             return;
         }
         let old = i16::from(self.settings(stored.settings).ttl);
-        stored.settings = 1 - stored.settings;
+        stored.settings = (stored.settings + 1) % 3;
         let new = i16::from(self.settings(stored.settings).ttl);
         stored.remains = match self.config.reissue {
             Reissue::NewTtl => new,
@@ -519,7 +519,7 @@ impl Protocol for Lease {
         };
         mix.word(stored(&state.stored));
         mix.word(state.replica.as_ref().map_or(0, stored));
-        let flags = u8::from(state.cut) | u8::from(state.reaped) << 1 | state.answered << 2 | state.knows << 3;
+        let flags = u8::from(state.cut) | u8::from(state.reaped) << 1 | state.answered << 2 | state.knows << 4;
         mix.word(u64::from_le_bytes([
             state.redis as u8,
             state.call as u8,
