@@ -47,17 +47,18 @@ end
 # --- The accident ----------------------------------------------------------------------------------------------
 
 module Example
-  DEADLINE = 30 # seconds, for each thing that is waited for
   TRACKER = Sidekiq::ProcessingTracker
 
   class << self
     def run
       @folder = Dir.mktmpdir("example-")
       @children = []
-      ENV["REDIS_URL"] = "unix://#{start_redis}" unless ENV["REDIS_URL"]
-      wait_for("an answer from Redis") { answers? }
+      ENV.update("REDIS_URL" => "unix://#{start_redis}", "REDIS_PROVIDER" => nil) unless ENV["REDIS_URL"]
+      wait_for("an answer from Redis", within: 5) { answers? }
       show_redis
       show_recovery
+    rescue SignalException => error
+      exit 128 + error.signo
     ensure
       clean_up
     end
@@ -137,10 +138,10 @@ module Example
       end
     end
 
-    def wait_for(what)
-      deadline = now + DEADLINE
+    def wait_for(what, within: 30)
+      deadline = now + within
       until yield
-        abort "#{what} did not come within #{DEADLINE} s. #{@last_error}\n#{logs}" if now > deadline
+        abort "#{what} did not come within #{within} s. #{@last_error}\n#{logs}" if now > deadline
 
         sleep 0.02
       end

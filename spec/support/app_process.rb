@@ -144,11 +144,20 @@ class AppProcess
   # kill -9
   def kill = process.kill
 
-  def signal(name) = process.signal(name)
+  # @param name [Symbol] like :TSTP
+  # @return [self]
+  def signal(name)
+    process.signal(name)
+    self
+  end
 
-  def pause = process.pause
+  # SIGSTOP.
+  #
+  # @return [self]
+  def pause = signal(:STOP)
 
-  def resume = process.resume
+  # @return [self]
+  def resume = signal(:CONT)
 
   def running? = process.running?
 end

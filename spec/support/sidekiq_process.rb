@@ -3,8 +3,6 @@
 # A real `sidekiq` command with an app file of its own. With {ScriptProcess} (Sidekiq embedded) the only way in which
 # the specs start Sidekiq.
 class SidekiqProcess < AppProcess
-  LIB = AppProcess::LIB
-
   # @param redis [RedisServer]
   # @param app [String] Ruby code after {AppProcess::PRELUDE}
   # @param interval [Numeric] heartbeat_interval, seconds

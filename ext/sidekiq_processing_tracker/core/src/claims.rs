@@ -1,7 +1,7 @@
 //! The claims thread: tells Redis what this process does with jobs, one turn at a time, and leaves last.
 
 use crate::control::Attempts;
-use crate::engine::{Link as Which, Phase, Shared, State};
+use crate::engine::{Link as Which, Phase, Sent, Shared, State};
 use crate::entry::Token;
 use crate::failpoint;
 use crate::link::Link;
@@ -182,7 +182,7 @@ impl Claims {
 
     /// The control thread cannot connect: its beat goes along here.
     fn ride(&mut self, identity: &str, pace: Pace) -> crate::Result<()> {
-        let sent = Instant::now();
+        let sent = Sent::now();
         let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false)?;
         self.shared.beaten(Which::Claims, identity, sent, &beat);
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
 
-use crate::engine::{Link as Which, Phase, Shared};
+use crate::engine::{Link as Which, Phase, Sent, Shared};
 use crate::error::Result;
 use crate::identity;
 use crate::link::Link;
@@ -41,7 +41,7 @@ impl Control {
     fn new(shared: Arc<Shared>) -> Self {
         let pace = shared.settings.pace();
         Self {
-            link: Link::new(shared.settings.redis.clone(), pace.step),
+            link: Link::new(shared.settings.redis.clone(), timeout(pace)),
             shared,
             beat: Attempts::default(),
             recover: Attempts::default(),
@@ -72,7 +72,7 @@ impl Control {
             if matches!(state.phase, Phase::Left | Phase::Stopped) {
                 return Task::Stop;
             }
-            self.link.set_timeout(state.pace.step);
+            self.link.set_timeout(timeout(state.pace));
             if !state.registered {
                 if state.phase != Phase::Running {
                     // There is nothing left to leave.
@@ -87,7 +87,7 @@ impl Control {
                 let due = state
                     .last_beat
                     .map_or(now, |last| last + self.gap.1.min(state.pace.step));
-                if now >= due && self.beat.is_due(now) {
+                if (now >= due || state.beat_now) && self.beat.is_due(now) {
                     return Task::Beat(state.identity.clone(), state.pace);
                 }
                 wake = Some(due.max(now));
@@ -115,7 +115,7 @@ impl Control {
         for class in self.shared.state().registry.marked() {
             info.push((format!("marked:{class}"), "1".into()));
         }
-        let sent = Instant::now();
+        let sent = Sent::now();
         // A nonce is used once: the script may have been done though its answer was lost.
         let registered = identity::draw(&self.shared.settings.instance_id).and_then(|identity| {
             scripts::register(&mut self.link, &self.shared.keys, &identity, pace, &info).map(|pace| (identity, pace))
@@ -132,7 +132,7 @@ impl Control {
 
     fn beat(&mut self, identity: &str, pace: Pace) {
         let progress = self.progress();
-        let sent = Instant::now();
+        let sent = Sent::now();
         match scripts::beat(&mut self.link, &self.shared.keys, identity, pace, progress) {
             Ok(answer) => {
                 self.beat.succeeded();
@@ -223,6 +223,11 @@ impl Attempts {
         self.failures = self.failures.saturating_add(1);
         self.at = (self.failures > 1).then(|| Instant::now() + pace.pause());
     }
+}
+
+/// Less than a step, so that a lease bears more than one interruption (docs/protocol.md, "The lease clock").
+fn timeout(pace: Pace) -> Duration {
+    pace.step.mul_f64(0.6)
 }
 
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {

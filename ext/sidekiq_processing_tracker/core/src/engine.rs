@@ -6,10 +6,10 @@ use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::keys::Keys;
 use crate::parker::{lock, Parker};
-use crate::registry::{Handle, Registry, Requeueing};
+use crate::registry::{Handle, Registry, Requeueing, Standing};
 use crate::scripts::{Beat, Fenced};
 use crate::settings::{Pace, Settings};
-use crate::{claims, control, threads};
+use crate::{claims, clock, control, threads};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -37,6 +37,11 @@ pub(crate) struct State {
     pub pace: Pace,
     /// When the last beat was sent that was answered.
     pub last_beat: Option<Instant>,
+    /// The same moment by a clock that counts suspension.
+    last_beat_at: Duration,
+    /// Somebody waits for a beat, to know whether the lease still stands.
+    pub beat_now: bool,
+    beat_waiters: Vec<Arc<Parker>>,
     /// The control thread cannot connect and wants its beat sent by the claims thread.
     pub ride: bool,
     pub phase: Phase,
@@ -45,6 +50,16 @@ pub(crate) struct State {
     lost: Option<(String, Vec<String>)>,
     health: Health,
     ended: Vec<Arc<Parker>>,
+}
+
+/// When a beat was sent: for the pace of beats, and by a clock that counts suspension.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent(Instant, Duration);
+
+impl Sent {
+    pub fn now() -> Self {
+        Self(Instant::now(), clock::now())
+    }
 }
 
 /// An engine's life.
@@ -88,6 +103,25 @@ impl State {
         self.registered && self.identity == identity
     }
 
+    /// Whether the lease cannot have run out yet. It lasts `ttl` from the moment in which the last beat was sent, less a
+    /// step, which the lease clock may have been ahead when the server's clock was set meanwhile.
+    fn is_within_lease(&self) -> bool {
+        clock::now().saturating_sub(self.last_beat_at) < self.pace.ttl.saturating_sub(self.pace.step)
+    }
+
+    fn beat_answered(&mut self, sent: Sent) {
+        self.last_beat = self.last_beat.max(Some(sent.0));
+        self.last_beat_at = self.last_beat_at.max(sent.1);
+        self.wake_beat_waiters();
+    }
+
+    fn wake_beat_waiters(&mut self) {
+        self.beat_now = false;
+        for waiter in self.beat_waiters.drain(..) {
+            waiter.unpark();
+        }
+    }
+
     pub fn is_claims_down(&self) -> bool {
         self.health.claims_down
     }
@@ -99,12 +133,12 @@ impl Shared {
     }
 
     /// An instance is registered: the first one, or the next one after a lost lease.
-    pub fn registered(&self, identity: String, pace: Pace, sent: Instant) {
+    pub fn registered(&self, identity: String, pace: Pace, sent: Sent) {
         let mut state = self.state();
         state.identity = identity;
         state.registered = true;
         state.pace = pace;
-        state.last_beat = Some(sent);
+        state.beat_answered(sent);
         let event = match state.lost.take() {
             Some((old, jids)) => Some(Event::LeaseLost {
                 identity: old,
@@ -129,7 +163,7 @@ impl Shared {
     }
 
     /// A beat was answered on this link. Answers an instance that is due.
-    pub fn beaten(&self, link: Link, identity: &str, sent: Instant, beat: &Fenced<Beat>) -> Option<String> {
+    pub fn beaten(&self, link: Link, identity: &str, sent: Sent, beat: &Fenced<Beat>) -> Option<String> {
         let Fenced::Alive(beat) = beat else {
             self.lose(identity);
             return None;
@@ -138,7 +172,7 @@ impl Shared {
         if !state.is(identity) {
             return None;
         }
-        state.last_beat = state.last_beat.max(Some(sent));
+        state.beat_answered(sent);
         state.pace = beat.pace;
         state.ride = false;
         self.works(&mut state, link);
@@ -163,6 +197,7 @@ impl Shared {
         state.registered = false;
         let jids = state.registry.lose();
         state.lost = Some((identity.to_owned(), jids));
+        state.wake_beat_waiters();
         self.control_wake.notify_all();
         self.claims_wake.notify_all();
     }
@@ -191,6 +226,7 @@ impl Shared {
         for waiter in state.registry.waiters() {
             waiter.unpark();
         }
+        state.wake_beat_waiters();
     }
 
     /// A link has got an answer.
@@ -232,6 +268,7 @@ impl Shared {
     pub fn wake_all(&self, state: &mut State) {
         self.claims_wake.notify_all();
         self.control_wake.notify_all();
+        state.wake_beat_waiters();
         for parker in state.registry.waiters().into_iter().chain(state.ended.drain(..)) {
             parker.unpark();
         }
@@ -263,6 +300,9 @@ impl Engine {
                 was_registered: false,
                 pace,
                 last_beat: None,
+                last_beat_at: Duration::ZERO,
+                beat_now: false,
+                beat_waiters: Vec::new(),
                 ride: false,
                 phase: Phase::Running,
                 left_cleanly: false,
@@ -328,19 +368,33 @@ impl Engine {
         handle
     }
 
-    /// Whether the job is recorded; else, when that is soon to be expected, where to wait for it.
+    /// Whether the job is recorded and may run; else, when that is soon to be expected, where to wait for it.
+    ///
+    /// A process that was stopped or cut off may get the answer to a record long after others have recovered the job. So
+    /// after such a pause first comes a beat, which tells whether the lease still stands.
     #[must_use]
     pub fn recorded(&self, handle: Handle) -> Recorded {
         let mut state = self.shared.state();
-        if state.registry.is_settled(handle) {
-            Recorded::Yes
-        } else if state.phase != Phase::Running || !state.health.takes_records() {
-            Recorded::No
-        } else {
-            let parker = Parker::new();
-            state.registry.wake_when_recorded(handle, parker.clone());
-            Recorded::Wait(parker)
+        let standing = state.registry.standing(handle);
+        if standing == Standing::Lost {
+            return Recorded::Lost;
         }
+        let kept = standing == Standing::Kept;
+        if kept && state.is_within_lease() {
+            return Recorded::Yes;
+        }
+        if state.phase != Phase::Running || !state.health.takes_records() {
+            return if kept { Recorded::Yes } else { Recorded::No };
+        }
+        let parker = Parker::new();
+        if kept {
+            state.beat_now = true;
+            state.beat_waiters.push(parker.clone());
+            self.shared.control_wake.notify_all();
+        } else {
+            state.registry.wake_when_recorded(handle, parker.clone());
+        }
+        Recorded::Wait(parker)
     }
 
     /// Somebody has waited for a record for as long as may be. Until the next answer nobody waits any more.
@@ -431,8 +485,10 @@ impl Engine {
 /// Whether a job is recorded.
 #[derive(Debug, Clone)]
 pub enum Recorded {
-    /// It is.
+    /// It is, or it need not be any more.
     Yes,
+    /// It was, but the lease has been lost: others have the job, and it must not run here.
+    Lost,
     /// It is not, and nobody knows when it will be.
     No,
     /// It will be, soon: wait, then ask again.

@@ -49,6 +49,17 @@ enum Fate {
     Requeued(Arc<Parker>),
 }
 
+/// How a job stands in Redis, as far as its thread must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Its record is on its way.
+    Awaited,
+    /// Its record is there, or need not be there any more.
+    Kept,
+    /// Its record was there when the lease was lost: others have the job.
+    Lost,
+}
+
 /// What a requeue can do for a job.
 #[derive(Debug, Clone)]
 pub enum Requeueing {
@@ -115,16 +126,14 @@ impl Registry {
         self.next
     }
 
-    /// Whether the job is in Redis, or need not be there any more.
+    /// How a job stands in Redis.
     #[must_use]
-    pub fn is_settled(&self, handle: Handle) -> bool {
-        !matches!(
-            self.jobs.get(&handle),
-            Some(Job {
-                record: Record::Waiting | Record::Sent,
-                ..
-            })
-        )
+    pub fn standing(&self, handle: Handle) -> Standing {
+        match self.jobs.get(&handle).map(|job| &job.record) {
+            Some(Record::Waiting | Record::Sent) => Standing::Awaited,
+            Some(Record::Lost) => Standing::Lost,
+            Some(Record::Kept(_)) | None => Standing::Kept,
+        }
     }
 
     /// Wakes `parker` when the job is in Redis.

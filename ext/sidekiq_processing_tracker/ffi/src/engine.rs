@@ -53,20 +53,24 @@ impl Engine {
         })
     }
 
-    /// `#await(handle, timeout_ms)`: whether the job's record is in Redis. Waits for it without the GVL, but not while
-    /// Redis is known not to answer.
-    pub fn await_record(ruby: &Ruby, this: &Self, handle: Handle, timeout_ms: u64) -> Result<bool, Error> {
+    /// `#await(handle, timeout_ms)`: whether the job's record is in Redis, or `:lost` when others have the job and it must
+    /// not run here. Waits without the GVL, but not while Redis is known not to answer.
+    pub fn await_record(ruby: &Ruby, this: &Self, handle: Handle, timeout_ms: u64) -> Result<Value, Error> {
         errors::guard(ruby, || {
-            let Some(engine) = this.mine() else { return Ok(false) };
+            let answer = |recorded: bool| Ok(recorded.into_value_with(ruby));
+            let Some(engine) = this.mine() else {
+                return answer(false);
+            };
             let deadline = after(timeout_ms);
             loop {
                 match engine.recorded(handle) {
-                    Recorded::Yes => return Ok(true),
-                    Recorded::No => return Ok(false),
+                    Recorded::Yes => return answer(true),
+                    Recorded::No => return answer(false),
+                    Recorded::Lost => return Ok(ruby.to_symbol("lost").into_value_with(ruby)),
                     Recorded::Wait(parker) => {
                         if !gvl::wait(ruby, &parker, Some(deadline))? {
                             engine.waited_in_vain();
-                            return Ok(false);
+                            return answer(false);
                         }
                     }
                 }

@@ -29,8 +29,7 @@ module Sidekiq
       # @return [Object] what the job returns
       def call(instance, job, _queue)
         unit = UnitOfWork.current
-        track(unit, instance, job) if unit&.runs?(job)
-        yield
+        yield unless unit&.runs?(job) && track(unit, instance, job) == :elsewhere
       end
 
       private
@@ -41,8 +40,12 @@ module Sidekiq
 
         Thread.handle_interrupt(UNINTERRUPTED) do
           marked = marked_by(instance, job)
-          unit.await_record if marked && unit.track(engine, (marked unless marked == true))
+          return unless marked && unit.track(engine, (marked unless marked == true))
+          return if unit.await_record
         end
+        # The process was stopped or cut off for longer than its lease: the job was recovered before it began here.
+        Log.write(:warn, "does not run job #{job["jid"]}: it was recovered while this process was away")
+        :elsewhere
       rescue => error
         Log.failure("track a job", error)
       end

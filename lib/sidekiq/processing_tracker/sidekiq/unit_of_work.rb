@@ -142,9 +142,11 @@ module Sidekiq
 
       # Waits until Redis has the record, but no longer than is reasonable for a job that is ready to run.
       #
-      # @return [Boolean] whether it has
+      # @return [Boolean] whether the job may run: not when this process was away for so long that another has it
       def await_record
-        @recorded = @engine.await(@handle, RECORD_TIMEOUT)
+        outcome = @engine.await(@handle, RECORD_TIMEOUT)
+        @recorded = outcome == true
+        outcome != :lost
       end
 
       # @return [Boolean] whether the record is known to be in Redis

@@ -1,12 +1,13 @@
 -- beat: renews the lease, moves the clock, and names an instance whose lease has run out.
--- KEYS: clock instances inflight info   ARGV: identity step ttl progress ('1': Ruby has made progress since the last stamp)
+-- KEYS: clock instances inflight info   ARGV: identity step ttl (those its sender works by) progress ('1': Ruby has made progress since the last stamp)
 -- Answers: 'lost', or 'ok' step ttl [instances due] (the last two only when the clock moved; due is '' for none)
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 if redis.call('HEXISTS', inflight, 'call') == 0 then return {'lost'} end
 redis.call('HDEL', inflight, '-')
 local now, step, ttl, moved, server = tick(clock, instances, tonumber(ARGV[2]), tonumber(ARGV[3]))
-redis.call('ZADD', instances, now + ttl, ARGV[1])
+-- The sender works by its own ttl until it has read this answer, which may be lost.
+redis.call('ZADD', instances, now + math.max(ttl, tonumber(ARGV[3])), ARGV[1])
 -- A note for people: without it the lease is renewed all the same.
 if ARGV[4] == '1' then redis.pcall('HSET', info, 'progress', server) end
 if not moved then return {'ok', step, ttl} end

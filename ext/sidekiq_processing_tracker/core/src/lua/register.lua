@@ -8,11 +8,11 @@ redis.call('ZCARD', instances) -- raises where that key holds something else, be
 redis.call('HDEL', inflight, '-') -- allowed when memory is full, and then so is every write after it
 local now, step, ttl, _, server = tick(clock, instances, new_step, new_ttl)
 if step ~= new_step or ttl ~= new_ttl then
-  -- The others learn the new step with their next beat, so each running lease must last until then.
   redis.call('HSET', clock, 'step', new_step, 'ttl', new_ttl)
-  local until_beat = now + math.max(ttl, new_ttl)
+  -- The clock may take longer steps now, and the others learn of it with their next beat only: a running lease must
+  -- last until then. It is never made shorter, so theirs covers what they still work by.
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', instances, '(' .. string.format('%.0f', now), '+inf')) do
-    redis.call('ZADD', instances, until_beat, other)
+    redis.call('ZADD', instances, 'GT', now + new_ttl, other)
   end
 end
 redis.call('HSET', inflight, 'call', 0)

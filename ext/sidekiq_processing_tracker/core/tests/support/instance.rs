@@ -103,7 +103,7 @@ fn recorded(engine: &Engine, handle: u64, deadline: Instant) -> bool {
     loop {
         match engine.recorded(handle) {
             Recorded::Yes => return true,
-            Recorded::No => return false,
+            Recorded::No | Recorded::Lost => return false,
             Recorded::Wait(parker) => {
                 if parker.wait(Some(deadline)) == Woken::TimedOut {
                     engine.waited_in_vain();

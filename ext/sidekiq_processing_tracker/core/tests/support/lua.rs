@@ -18,6 +18,7 @@ script!(REGISTER, "clock", "register");
 script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
+script!(PEEK, "peek");
 script!(RECOVER, "clock", "requeue", "recover");
 script!(LEAVE, "requeue", "leave");
 

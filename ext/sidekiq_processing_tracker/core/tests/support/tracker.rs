@@ -112,7 +112,7 @@ impl Tracker {
         loop {
             match self.engine.recorded(handle) {
                 Recorded::Yes => return true,
-                Recorded::No => return false,
+                Recorded::No | Recorded::Lost => return false,
                 Recorded::Wait(parker) => {
                     if Instant::now() >= deadline {
                         return false;

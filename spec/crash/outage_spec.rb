@@ -1,0 +1,94 @@
+# frozen_string_literal: true
+
+# Redis is away just when a job begins: the job runs all the same, and is recorded as soon as that is possible.
+RSpec.describe "a job that starts while Redis is away" do
+  let(:redis) { RedisServer.new(appendonly: "yes") }
+  let(:gate) { Gate.new }
+  let(:fetched) { Gate.new }
+
+  # The app's own fetcher: it keeps what it has popped until a file is there, so that Redis can go in between.
+  let(:app) do
+    <<~RUBY
+      require "sidekiq/fetch"
+
+      class SlowFetch < Sidekiq::BasicFetch
+        def retrieve_work
+          super.tap do |unit|
+            if unit
+              $stdout.write("job fetched\\n")
+              sleep 0.02 until File.exist?(#{fetched.path.inspect})
+            end
+          end
+        end
+      end
+
+      Sidekiq.configure_server { |config| config[:fetch_class] = SlowFetch }
+    RUBY
+  end
+
+  let(:worker) { SidekiqProcess.new(redis, app: app, concurrency: 1).up }
+  let(:payload) { Queues.marked("GatedJob", gate.path) }
+  let(:jid) { Queues.jid(payload) }
+
+  def start_without_redis
+    worker
+    Queues.push(redis, payload)
+    worker.wait_for_log(/^job fetched$/)
+    yield
+    fetched.open
+    begun = now
+    worker.runs(jid)
+    now - begun
+  end
+
+  def outages
+    worker.log.scan(/ERROR.*ProcessingTracker cannot reach Redis/).size
+  end
+
+  it "is recorded when Redis comes back while it runs" do
+    waited = start_without_redis { redis.stop }
+    # It waits 1 s at most; the rest is what a loaded machine may need.
+    expect(waited).to be < 4
+    redis.start
+    eventually("the record") { Queues.in_flight(redis) == {worker.identity => [payload]} }
+    expect(worker.done).to be_empty
+    worker.wait_for_log(/ProcessingTracker reached Redis again after/)
+    expect(outages).to eq(1)
+
+    worker.kill
+    other = SidekiqProcess.new(redis).up.runs(jid)
+    gate.open
+    eventually("the ack") { other.done == [jid] && Queues.everywhere(redis).empty? }
+    expect(Queues.journal(redis).map { |job| job["jid"] }).to eq([jid])
+  end
+
+  it "leaves nothing when it is done before Redis comes back" do
+    start_without_redis { redis.stop }
+    gate.open
+    eventually("the end of the job") { worker.done == [jid] }
+    redis.start
+    worker.wait_for_log(/ProcessingTracker reached Redis again after/)
+    # The next job's record comes after whatever was still to be told of this one.
+    other = Queues.push(redis, Queues.marked("WaitingJob"))
+    eventually("the next job") { Queues.in_flight(redis) == {worker.identity => [other]} }
+    redis.call("SET", "go", 1)
+    eventually("the ack") { Queues.everywhere(redis).empty? }
+    expect(outages).to eq(1)
+    expect(worker.log).not_to include("lost the lease")
+    expect(Queues.journal(redis)).to be_empty
+  end
+
+  it "is recorded when Redis was only stopped and goes on while it runs, and says so once each time" do
+    2.times do |i|
+      start_without_redis { redis.pause } if i.zero?
+      redis.pause unless i.zero?
+      worker.wait_for_log(/(ProcessingTracker cannot reach Redis.*){#{i + 1}}/m)
+      redis.resume
+      worker.wait_for_log(/(ProcessingTracker reached Redis again after.*){#{i + 1}}/m)
+      eventually("the record") { Queues.in_flight(redis) == {worker.identity => [payload]} }
+    end
+    expect(outages).to eq(2)
+    gate.open
+    eventually("the ack") { worker.done == [jid] && Queues.everywhere(redis).empty? }
+  end
+end
