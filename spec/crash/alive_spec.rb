@@ -123,33 +123,38 @@ RSpec.describe "a worker that lives" do
   end
 
   it "loses its lease when it was stopped for too long, and works on under a new identity" do
-    sleeper = SidekiqProcess.new(redis, concurrency: 1).up
-    payload = Queues.push(redis, Queues.marked("GatedJob", gate.path))
-    jid = Queues.jid(payload)
-    sleeper.runs(jid)
-    other = SidekiqProcess.new(redis, concurrency: 1).up
+    sleeper = SidekiqProcess.new(redis).up
+    ending, running = Gate.new, gate
+    payloads = [ending, running].map { |one| Queues.push(redis, Queues.marked("GatedJob", one.path)) }
+    jids = payloads.map { |payload| Queues.jid(payload) }
+    sleeper.runs(*jids)
+    other = SidekiqProcess.new(redis).up
     old = sleeper.identity
     sleeper.pause
 
-    other.runs(jid)
-    expect(Queues.journal(redis).map { |job| job.values_at("from", "by", "jid") }).to eq([[old, other.identity, jid]])
-    eventually("the new owner's record") { Queues.in_flight(redis)[other.identity] == [payload] }
+    other.runs(*jids)
+    expect(Queues.journal(redis).map { |job| job.values_at("from", "by") }).to eq([[old, other.identity]] * 2)
+    expect(Queues.journal(redis).map { |job| job["jid"] }).to match_array(jids)
+    eventually("the new owner's records") { Queues.in_flight(redis)[other.identity].sort == payloads.sort }
 
-    gate.open(sleeper)
+    # One job ends as soon as it can, before the process can know of its loss or just after; one runs on.
+    ending.open(sleeper)
     sleeper.resume
-    eventually("the late end of the job") { sleeper.done == [jid] }
-    sleeper.wait_for_log(/lost the lease of #{old}.*Jobs running here that may run again elsewhere: #{jid}/)
+    eventually("the late end of a job") { sleeper.done == jids.take(1) }
+    sleeper.wait_for_log(/lost the lease of #{old}.*Jobs running here that may run again elsewhere: .*#{jids.last}/)
     renewed = sleeper.log[/lost the lease of #{old}, goes on as (\S+)\. /, 1]
     expect(renewed).to start_with(old[/.*:/]).and(not_include(old))
 
-    # Its late ack took nothing away, and its new jobs are tracked as before.
-    again = Queues.push(redis, Queues.marked("GatedJob", "#{gate.path}-2"))
+    # Its late acks take nothing away, and its new jobs are tracked as before.
+    running.open(sleeper)
+    eventually("the late end of the other job") { sleeper.done == jids }
+    last = Gate.new
+    again = Queues.push(redis, Queues.marked("GatedJob", last.path))
     sleeper.runs(Queues.jid(again))
-    expect(Queues.in_flight(redis)).to eq(renewed => [again], other.identity => [payload])
-    FileUtils.touch("#{gate.path}-2")
-    gate.open
+    expect(Queues.in_flight(redis).transform_values(&:sort)).to eq(renewed => [again], other.identity => payloads.sort)
+    [last, ending, running].each(&:open)
     eventually("the acks") { Queues.everywhere(redis).empty? }
-    expect(other.done).to eq([jid])
-    expect(Queues.journal(redis).size).to eq(1)
+    expect(other.done).to match_array(jids)
+    expect(Queues.journal(redis).size).to eq(2)
   end
 end

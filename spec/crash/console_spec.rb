@@ -56,7 +56,7 @@ RSpec.describe "reenqueue_orphans!" do
   end
 
   it "raises a ConnectionError when Redis is away, or goes away while it waits" do
-    expect(reenqueue_orphans(url: "redis://127.0.0.1:1/0")).to start_with("Sidekiq::ProcessingTracker::ConnectionError\n")
+    expect(reenqueue_orphans(url: "redis://127.0.0.1:1/0")).to include("Sidekiq::ProcessingTracker::ConnectionError\n")
 
     victim = SidekiqProcess.new(redis).up
     employ(victim, 1)
@@ -65,6 +65,6 @@ RSpec.describe "reenqueue_orphans!" do
     console = Thread.new { reenqueue_orphans(env: env.merge("HEARTBEAT_TTL" => "30")) }
     eventually("the console's first look") { redis.call("HGET", "sidekiq_processing:clock", "now") != clock }
     redis.stop
-    expect(console.value).to start_with("Sidekiq::ProcessingTracker::ConnectionError\n")
+    expect(console.value).to include("Sidekiq::ProcessingTracker::ConnectionError\n")
   end
 end

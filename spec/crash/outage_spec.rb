@@ -78,6 +78,27 @@ RSpec.describe "a job that starts while Redis is away" do
     expect(Queues.journal(redis)).to be_empty
   end
 
+  it "is recorded before it starts when Redis has merely closed idle connections, which is no outage" do
+    recorded = <<~RUBY
+      class RecordedJob
+        include Sidekiq::Job
+
+        def perform
+          identity = Sidekiq::ProcessingTracker.identity
+          note("recorded", Sidekiq.redis { |conn| conn.hvals("sidekiq_processing:inflight:\#{identity}") }.grep(/\#{jid}/).size)
+        end
+      end
+    RUBY
+    worker = SidekiqProcess.new(redis, app: recorded, concurrency: 1).up
+    2.times do |i|
+      redis.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+      Queues.push(redis, Queues.marked("RecordedJob"))
+      eventually("the job") { redis.call("LLEN", "recorded") == i + 1 }
+    end
+    expect(redis.call("LRANGE", "recorded", 0, -1)).to eq(%w[1 1])
+    expect(worker.log).not_to include("ProcessingTracker cannot reach Redis")
+  end
+
   it "is recorded when Redis was only stopped and goes on while it runs, and says so once each time" do
     2.times do |i|
       start_without_redis { redis.pause } if i.zero?

@@ -57,7 +57,7 @@ module BlockedThread
       promptly { expect_poke { thread.join(10) || raise("it goes on") } }
     },
     "Timeout" => lambda { |call|
-      promptly(within: PROMPT + 0.1) { expect_poke { Timeout.timeout(0.1, Poke, &call) } }
+      promptly(within: PROMPT + 0.1) { expect_poke { Timeout.timeout(0.1, Poke) { call.call } } }
     },
     "a signal whose trap raises" => lambda { |call|
       before = trap("USR2") { raise Poke }

@@ -103,6 +103,16 @@ pub struct Remarks {
     pub refused: Vec<Vec<u8>>,
 }
 
+impl Job {
+    /// The job ends in this way, once its record has an answer. One that goes back to its queue does so whatever comes
+    /// after: what runs on is nobody's business here any more, and somebody waits for it.
+    fn end(&mut self, fate: Fate) {
+        if !matches!(self.fate, Fate::Requeued(_)) {
+            self.fate = fate;
+        }
+    }
+}
+
 impl Registry {
     /// A job begins. `marked` is its class when the class has the mark and the payload has not.
     pub fn track(&mut self, queue: Vec<u8>, payload: Arc<[u8]>, marked: Option<String>) -> Handle {
@@ -147,7 +157,7 @@ impl Registry {
     pub fn ack(&mut self, handle: Handle, now: Instant) {
         let Some(job) = self.jobs.get_mut(&handle) else { return };
         match &job.record {
-            Record::Sent => job.fate = Fate::Acked,
+            Record::Sent => job.end(Fate::Acked),
             Record::Kept(token) => {
                 let token = token.clone();
                 self.jobs.remove(&handle);
@@ -162,7 +172,7 @@ impl Registry {
     pub fn release(&mut self, handle: Handle) {
         let Some(job) = self.jobs.get_mut(&handle) else { return };
         match &job.record {
-            Record::Sent => job.fate = Fate::Released,
+            Record::Sent => job.end(Fate::Released),
             Record::Waiting => self.put_back(handle),
             Record::Kept(_) | Record::Lost => self.forget(handle),
         }

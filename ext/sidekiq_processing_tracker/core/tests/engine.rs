@@ -48,7 +48,9 @@ fn two_instances_under_one_name_are_two() {
     let kept = other.record("work", &job("other"));
     let dead = one.identity();
     one.stop();
-    eventually(SOON, "the job of the one is back", || queue(&server, "work") == [job("one")]);
+    eventually(SOON, "the job of the one is back", || {
+        queue(&server, "work") == [job("one")]
+    });
     assert_eq!(in_flight(&server), [job("other")]);
     assert_eq!(journal(&server)[0].from, dead);
     assert_eq!(journal(&server)[0].by, other.identity());
@@ -69,7 +71,10 @@ fn a_process_that_finds_a_clone_of_itself_goes_on_as_another() {
     let old = tracker.identity();
     tracker.record("work", &job("held"));
     // A copy of the process (a snapshot of a machine, say) has gone on counting.
-    let turn = Turn { call: 99, ..Turn::default() };
+    let turn = Turn {
+        call: 99,
+        ..Turn::default()
+    };
     let turned = scripts::turn(&mut link(&server), &keys(), &old, &turn).unwrap();
     assert!(matches!(turned, Turned::Done(_)));
     let handle = tracker.record("work", &job("next"));
@@ -110,7 +115,9 @@ fn many_jobs_are_recorded_and_acked() {
     }
     assert_eq!(in_flight(&server).len(), 3000);
     // A job of a megabyte each, more than one turn carries.
-    let large: Vec<u64> = (0..5).map(|i| tracker.track("work", &vec![b'0' + i; 1 << 20])).collect();
+    let large: Vec<u64> = (0..5)
+        .map(|i| tracker.track("work", &vec![b'0' + i; 1 << 20]))
+        .collect();
     for handle in &large {
         assert!(tracker.is_recorded(*handle, SOON));
     }
@@ -132,7 +139,9 @@ fn a_job_goes_back_and_its_late_ack_takes_nothing() {
     let tracker = engine(&server, "one");
     let () = server.connect().lpush("queue:work", "waits").unwrap();
     let handle = tracker.record("work", &job("a"));
-    let Requeueing::Under(parker) = tracker.engine().requeue(handle) else { panic!() };
+    let Requeueing::Under(parker) = tracker.engine().requeue(handle) else {
+        panic!()
+    };
     assert_eq!(parker.wait(Some(Instant::now() + SOON)), Woken::Done);
     assert!(!tracker.engine().take_back(handle));
     assert_eq!(queue(&server, "work"), [job("a"), b"waits".to_vec()]);
@@ -146,27 +155,37 @@ fn a_job_goes_back_and_its_late_ack_takes_nothing() {
     assert_at_rest(&server);
 }
 
-#[test]
-fn a_job_whose_record_got_no_answer_is_put_back_by_its_caller_and_only_by_it() {
-    let server = RedisServer::start();
-    let turns_are_heard = Arc::new(AtomicBool::new(true));
-    let heard = turns_are_heard.clone();
-    let proxy = Proxy::start(server.socket_path(), move |request: &Request| {
-        if !heard.load(SeqCst) && lua::is_call(request, &lua::TURN) {
-            Action::stall_reply()
-        } else {
-            Action::pass()
+/// An engine whose turns are executed, but not heard of until the flag is set again.
+fn deaf_to_turns(server: &RedisServer) -> (Proxy, Tracker, Arc<AtomicBool>) {
+    let heard = Arc::new(AtomicBool::new(true));
+    let proxy = Proxy::start(server.socket_path(), {
+        let heard = heard.clone();
+        move |request: &Request| {
+            if !heard.load(SeqCst) && lua::is_call(request, &lua::TURN) {
+                Action::stall_reply()
+            } else {
+                Action::pass()
+            }
         }
     });
     let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
     // From now on the server knows the script, and so executes the first call.
     let first = tracker.record("work", &job("first"));
     tracker.engine().ack(first);
-    eventually(SOON, "the first is acked", || in_flight(&server).is_empty());
-    turns_are_heard.store(false, SeqCst);
+    eventually(SOON, "the first is acked", || in_flight(server).is_empty());
+    heard.store(false, SeqCst);
+    (proxy, tracker, heard)
+}
+
+#[test]
+fn a_job_whose_record_got_no_answer_is_put_back_by_its_caller_and_only_by_it() {
+    let server = RedisServer::start();
+    let (_proxy, tracker, turns_are_heard) = deaf_to_turns(&server);
     let handle = tracker.track("work", &job("a"));
     eventually(SOON, "the record is written", || in_flight(&server).len() == 1);
-    let Requeueing::Under(_) = tracker.engine().requeue(handle) else { panic!() };
+    let Requeueing::Under(_) = tracker.engine().requeue(handle) else {
+        panic!()
+    };
     assert!(tracker.engine().take_back(handle));
     let () = server.connect().rpush("queue:work", job("a")).unwrap();
     assert!(!tracker.engine().take_back(handle));
@@ -176,6 +195,31 @@ fn a_job_whose_record_got_no_answer_is_put_back_by_its_caller_and_only_by_it() {
     assert!(tracker.leave(SOON));
     assert_eq!(queue(&server, "work"), [job("a")]);
     assert_at_rest(&server);
+}
+
+#[test]
+fn what_a_job_does_after_its_requeue_is_nobodys_business() {
+    for then in ["ack", "release", "requeue"] {
+        let server = RedisServer::start();
+        let (_proxy, tracker, turns_are_heard) = deaf_to_turns(&server);
+        let handle = tracker.track("work", &job("a"));
+        eventually(SOON, "the record is written", || in_flight(&server).len() == 1);
+        let Requeueing::Under(parker) = tracker.engine().requeue(handle) else {
+            panic!()
+        };
+        match then {
+            "ack" => tracker.engine().ack(handle),
+            "release" => tracker.engine().release(handle),
+            _ => assert!(matches!(tracker.engine().requeue(handle), Requeueing::Under(_))),
+        }
+        turns_are_heard.store(true, SeqCst);
+        eventually(SOON, "the job is back", || queue(&server, "work") == [job("a")]);
+        assert_eq!(parker.wait(Some(Instant::now() + SOON)), Woken::Done, "{then}");
+        assert!(!tracker.engine().take_back(handle), "{then}");
+        assert!(tracker.leave(SOON));
+        assert_eq!(queue(&server, "work"), [job("a")], "{then}");
+        assert_at_rest(&server);
+    }
 }
 
 #[test]
@@ -198,7 +242,9 @@ fn what_nobody_holds_goes_back_and_what_is_missing_is_recorded_again() {
     tracker.engine().ack(probe);
     eventually(SOON, "what nobody holds is back", || queue(&server, "work").len() == 2);
     assert_eq!(queue(&server, "work"), [job("acked"), job("released")]);
-    eventually(SOON, "the record is there again", || in_flight(&server) == [job("held")]);
+    eventually(SOON, "the record is there again", || {
+        in_flight(&server) == [job("held")]
+    });
     tracker.engine().ack(held);
     assert!(tracker.leave(SOON));
     assert_eq!(queue(&server, "work").len(), 2);
@@ -227,9 +273,16 @@ fn leaving_flushes_acks_and_puts_back_what_is_held_oldest_first() {
 fn a_marked_class_is_known_before_its_job_and_under_every_identity() {
     let server = RedisServer::start();
     let tracker = engine(&server, "one");
-    let marked = |identity: &str| -> bool { server.connect().hexists(keys().info(identity), "marked:HardJob").unwrap() };
+    let marked = |identity: &str| -> bool {
+        server
+            .connect()
+            .hexists(keys().info(identity), "marked:HardJob")
+            .unwrap()
+    };
     assert!(!marked(&tracker.identity()));
-    let handle = tracker.engine().track(b"work".to_vec(), job("a").into(), Some("HardJob".into()));
+    let handle = tracker
+        .engine()
+        .track(b"work".to_vec(), job("a").into(), Some("HardJob".into()));
     assert!(tracker.is_recorded(handle, SOON));
     assert!(marked(&tracker.identity()));
     let old = tracker.identity();
@@ -285,7 +338,9 @@ fn reenqueue_orphans_alone_keeps_the_clock_going() {
     let mut expected = jobs(450);
     expected.push(job("last"));
     assert_eq!(queue(&server, "work"), expected);
-    assert!(journal(&server).iter().all(|line| line.from == from && line.by.starts_with("console:")));
+    assert!(journal(&server)
+        .iter()
+        .all(|line| line.from == from && line.by.starts_with("console:")));
     assert_at_rest(&server);
 }
 
@@ -368,7 +423,9 @@ fn in_an_outage_nobody_waits_and_what_still_runs_is_recorded_after_it() {
         let back = Instant::now();
         eventually(SOON, "what runs is recorded", || in_flight(&server).len() == outage);
         assert!(back.elapsed() < Duration::from_secs(3), "{:?}", back.elapsed());
-        eventually(SOON, "the end of the outage is told", || tracker.count(is_outage_over) == outage);
+        eventually(SOON, "the end of the outage is told", || {
+            tracker.count(is_outage_over) == outage
+        });
         assert!(tracker.is_recorded(runs, SOON));
     }
     let mut held = in_flight(&server);
@@ -396,7 +453,9 @@ fn one_who_waited_in_vain_stops_the_others_only_until_the_next_answer() {
     let tracker = engine(&server, "one");
     tracker.record("work", &job("a"));
     tracker.engine().waited_in_vain();
-    eventually(Duration::from_secs(5), "Redis was asked again", || tracker.count(is_outage_over) == 1);
+    eventually(Duration::from_secs(5), "Redis was asked again", || {
+        tracker.count(is_outage_over) == 1
+    });
     assert_eq!(tracker.count(is_outage), 1);
     let handle = tracker.track("work", &job("b"));
     assert!(!matches!(tracker.engine().recorded(handle), Recorded::No));
@@ -541,7 +600,7 @@ fn trouble(settings: Settings) -> String {
     tracker.engine().ack(handle);
     // Several more attempts do not make more of it.
     thread::sleep(STEP);
-    assert_eq!(tracker.told(), [told.clone()]);
+    assert_eq!(tracker.told(), std::slice::from_ref(&told));
     let Event::Outage { error } = told else { panic!() };
     for secret in ["hunter2", "wrong-pass", "s3cret"] {
         assert!(!error.contains(secret), "{error}");
@@ -580,7 +639,11 @@ fn a_replica_is_named_as_such() {
     // The master again: it goes on.
     let tracker = Tracker::start(settings(&server.socket_path(), "one"));
     tracker.wait_for("the trouble is told", is_outage);
-    redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut server.connect()).unwrap();
+    redis::cmd("REPLICAOF")
+        .arg("NO")
+        .arg("ONE")
+        .exec(&mut server.connect())
+        .unwrap();
     tracker.wait_for("it is registered", |event| matches!(event, Event::Started { .. }));
     assert!(tracker.leave(SOON));
     assert_at_rest(&server);
@@ -607,7 +670,10 @@ fn an_overwritten_key_is_named_an_outage_and_costs_no_lease() {
         let held = tracker.record("work", &job("held"));
         let () = server.connect().set(&key, "not ours").unwrap();
         let told = tracker.wait_for("the trouble is told", is_outage);
-        assert!(matches!(&told, Event::Outage { error } if error.contains("WRONGTYPE")), "{told:?}");
+        assert!(
+            matches!(&told, Event::Outage { error } if error.contains("WRONGTYPE")),
+            "{told:?}"
+        );
         // Another one that starts meanwhile leaves nothing behind.
         let other = Tracker::start(settings(&server.socket_path(), "other"));
         other.wait_for("the trouble is told", is_outage);
@@ -641,7 +707,10 @@ fn an_overwritten_hash_of_a_living_instance_costs_its_lease_only() {
     let hash = keys().inflight(&identity);
     let () = server.connect().set(&hash, "not ours").unwrap();
     let told = tracker.wait_for("the trouble is told", is_outage);
-    assert!(matches!(&told, Event::Outage { error } if error.contains("WRONGTYPE")), "{told:?}");
+    assert!(
+        matches!(&told, Event::Outage { error } if error.contains("WRONGTYPE")),
+        "{told:?}"
+    );
     let () = server.connect().del(&hash).unwrap();
     tracker.wait_for("the lease is lost", is_lease_lost);
     let next = tracker.record("work", &job("next"));

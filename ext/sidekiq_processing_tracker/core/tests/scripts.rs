@@ -55,7 +55,10 @@ impl Bench {
     }
 
     fn register(&mut self, identity: &str) {
-        assert_eq!(scripts::register(&mut self.link, &self.keys, identity, PACE, &[]).unwrap(), PACE);
+        assert_eq!(
+            scripts::register(&mut self.link, &self.keys, identity, PACE, &[]).unwrap(),
+            PACE
+        );
     }
 
     fn try_turn(&mut self, identity: &str, turn: &Turn) -> Result<Turned> {
@@ -189,8 +192,13 @@ impl Bench {
     }
 
     fn calls_of(&mut self, command: &str) -> u64 {
-        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut self.connection).unwrap();
-        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        let stats: String = redis::cmd("INFO")
+            .arg("commandstats")
+            .query(&mut self.connection)
+            .unwrap();
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
     }
 }
@@ -276,7 +284,10 @@ fn a_repeated_turn_reads_its_tokens_back_and_does_nothing() {
     };
     let first = bench.turn("me", &turn);
     assert_eq!(payloads(&first), [b"a", b"b"]);
-    assert_eq!(first.recorded.iter().map(Token::order).collect::<Vec<_>>(), [(2, 1), (2, 2)]);
+    assert_eq!(
+        first.recorded.iter().map(Token::order).collect::<Vec<_>>(),
+        [(2, 1), (2, 2)]
+    );
     assert_eq!(first.recorded[1].queue(), b"a queue");
     assert_eq!(queue(&bench.server, "other"), [&b"unrecorded"[..], b"requeued"]);
     assert_eq!(queue(&bench.server, "work"), [b"c", b"d"]);
@@ -321,7 +332,16 @@ fn a_late_copy_of_a_turn_that_found_nothing_takes_nothing() {
     assert_eq!(bench.turn("me", &turn), Done::default());
     assert_eq!(bench.everything(), before);
     // Numbers may be left out: the process counts, whoever it is at the moment.
-    assert_eq!(payloads(&bench.turn("me", &Turn { call: 9, ..turn.clone() })), [b"a"]);
+    assert_eq!(
+        payloads(&bench.turn(
+            "me",
+            &Turn {
+                call: 9,
+                ..turn.clone()
+            }
+        )),
+        [b"a"]
+    );
     assert_eq!(bench.try_turn("me", &turn).unwrap(), Turned::Stale);
 }
 
@@ -345,7 +365,11 @@ fn a_turn_acks_then_requeues_then_claims() {
     assert_eq!(known, ["work"]);
 
     // To ack or requeue what is not there (any more) does nothing.
-    let turn = Turn { call: 3, claims: vec![], ..turn };
+    let turn = Turn {
+        call: 3,
+        claims: vec![],
+        ..turn
+    };
     assert_eq!(bench.turn("me", &turn), Done::default());
     assert_eq!(queue(&bench.server, "work"), [b"waits"]);
 }
@@ -397,7 +421,12 @@ fn a_claim_ends_at_a_megabyte_but_not_before_its_first_job() {
         claims: claims(&["work"], 4),
         ..Turn::default()
     };
-    let sizes = |done: Done| done.claimed.iter().map(|(_, payload)| payload.len()).collect::<Vec<_>>();
+    let sizes = |done: Done| {
+        done.claimed
+            .iter()
+            .map(|(_, payload)| payload.len())
+            .collect::<Vec<_>>()
+    };
     let first = bench.turn("me", &turn(1));
     assert_eq!(sizes(first), [600_000, 600_000]);
     assert_eq!(sizes(bench.turn("me", &turn(1))), [600_000, 600_000]);
@@ -461,7 +490,12 @@ fn a_job_without_a_record_that_cannot_go_back_gets_one() {
         assert_eq!(done.recorded.len(), 1);
         assert_eq!(payloads(&done), [b"claimed"]);
     }
-    let token = bench.fields("me").into_iter().filter_map(Token::read).max_by_key(Token::order).unwrap();
+    let token = bench
+        .fields("me")
+        .into_iter()
+        .filter_map(Token::read)
+        .max_by_key(Token::order)
+        .unwrap();
     assert_eq!((token.order(), token.queue()), ((1, 3), &b"broken"[..]));
     let () = bench.connection.del("queue:broken").unwrap();
     let turn = Turn {
@@ -500,7 +534,10 @@ fn a_turn_that_cannot_be_done_whole_is_not_done_at_all() {
     let () = bench.connection.del(bench.keys.info("me")).unwrap();
     bench.turn("me", &turn);
     assert_eq!(queue(&bench.server, "work"), [b"c", b"b"]);
-    assert!(bench.connection.hexists::<_, _, bool>(bench.keys.info("me"), "marked:A").unwrap());
+    assert!(bench
+        .connection
+        .hexists::<_, _, bool>(bench.keys.info("me"), "marked:A")
+        .unwrap());
 }
 
 #[test]
@@ -548,7 +585,8 @@ fn a_beat_renews_and_names_who_is_due_when_it_moved_the_clock() {
     // Its own lease had run out too, but nobody fenced it: it lives.
     assert_eq!(bench.reap("me"), Reaped::Runs);
 
-    let progress = |bench: &mut Bench| -> Option<f64> { bench.connection.hget(bench.keys.info("me"), "progress").unwrap() };
+    let progress =
+        |bench: &mut Bench| -> Option<f64> { bench.connection.hget(bench.keys.info("me"), "progress").unwrap() };
     assert_eq!(progress(&mut bench), None);
     scripts::beat(&mut bench.link, &bench.keys, "me", PACE, true).unwrap();
     assert!(progress(&mut bench).is_some());
@@ -589,7 +627,10 @@ fn the_lease_clock_moves_by_a_step_at_most_and_never_back() {
     let moved_from = bench.clock("seen");
     bench.beat("me");
     assert!(moved_from >= seen - 700.0);
-    assert_eq!(bench.clock("now") - before, (bench.clock("seen") - moved_from).min(1000.0));
+    assert_eq!(
+        bench.clock("now") - before,
+        (bench.clock("seen") - moved_from).min(1000.0)
+    );
 }
 
 #[test]
@@ -619,20 +660,26 @@ fn a_registration_with_other_settings_issues_running_leases_anew() {
     bench.outlive_leases();
     bench.beat("me");
     bench.set_seen(0);
-    let dead = bench.lease_end("dead");
+    let (before, dead) = (bench.lease_end("me"), bench.lease_end("dead"));
     let shorter = Pace {
         step: Duration::from_millis(200),
         ttl: Duration::from_secs(1),
     };
     let info = [("hostname".to_owned(), "h".to_owned())];
-    assert_eq!(scripts::register(&mut bench.link, &bench.keys, "new", shorter, &info).unwrap(), shorter);
-    let now = bench.clock("now");
-    assert_eq!(bench.lease_end("me").unwrap(), now + 5000.0);
-    assert_eq!(bench.lease_end("new").unwrap(), now + 1000.0);
+    assert_eq!(
+        scripts::register(&mut bench.link, &bench.keys, "new", shorter, &info).unwrap(),
+        shorter
+    );
+    // Nobody's lease gets shorter before he knows of it.
+    assert_eq!(bench.lease_end("me"), before);
+    assert_eq!(bench.lease_end("new").unwrap(), bench.clock("now") + 1000.0);
     assert_eq!(bench.lease_end("dead"), dead);
     assert_eq!((bench.clock("step"), bench.clock("ttl")), (200.0, 1000.0));
-    // Everybody follows with the next beat.
+    // Each learns of it with his next beat, and has understood with the one after.
     assert!(matches!(bench.beat("me"), Fenced::Alive(Beat { pace, .. }) if pace == shorter));
+    assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 5000.0);
+    let beat = scripts::beat(&mut bench.link, &bench.keys, "me", shorter, false).unwrap();
+    assert!(matches!(beat, Fenced::Alive(Beat { pace, .. }) if pace == shorter));
     assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 1000.0);
     let info: BTreeMap<String, String> = bench.connection.hgetall(bench.keys.info("new")).unwrap();
     assert_eq!(info["hostname"], "h");
@@ -643,6 +690,7 @@ fn a_registration_with_other_settings_issues_running_leases_anew() {
         ttl: Duration::from_secs(60),
     };
     scripts::register(&mut bench.link, &bench.keys, "newer", longer, &[]).unwrap();
+    // Who does not beat for so long lives all the same: the clock may take steps of ten seconds now.
     assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 60_000.0);
     assert_eq!(bench.lease_end("dead"), dead);
 }
@@ -662,7 +710,9 @@ fn only_a_lease_that_has_run_out_is_reaped() {
 
     bench.outlive_leases();
     assert_eq!(bench.due(), Some("me".into()));
-    let Reaped::Fenced(mut fields) = bench.reap("me") else { panic!() };
+    let Reaped::Fenced(mut fields) = bench.reap("me") else {
+        panic!()
+    };
     fields.sort();
     let mut tokens: Vec<Vec<u8>> = held.iter().map(|token| token.as_bytes().to_vec()).collect();
     tokens.sort();
@@ -694,7 +744,12 @@ fn a_proof_of_death_fences_at_once_unless_there_was_a_beat_since() {
     bench.record("me", 1, "work", &[b"a".to_vec()]);
     let reap = |bench: &mut Bench, lease_end: &str| -> String {
         let mut call = lua::REAP.prepare_invoke();
-        for key in [bench.keys.clock(), bench.keys.instances(), bench.keys.inflight("me"), bench.keys.info("me")] {
+        for key in [
+            bench.keys.clock(),
+            bench.keys.instances(),
+            bench.keys.inflight("me"),
+            bench.keys.info("me"),
+        ] {
             call.key(key);
         }
         call.arg(&["1000", "5000", "me", "300000", lease_end]);
@@ -736,7 +791,10 @@ fn orphans_are_settled_once_however_often_it_is_asked_for() {
     assert_eq!(lines.len(), 3);
     assert_eq!((lines[0].from.as_str(), lines[0].by.as_str()), ("dead", "reaper"));
     assert_eq!((lines[0].jid.as_str(), lines[0].class.as_str()), ("the jid", ""));
-    assert_eq!((lines[0].queue.as_str(), lines[0].outcome.as_str()), ("work", "requeued"));
+    assert_eq!(
+        (lines[0].queue.as_str(), lines[0].outcome.as_str()),
+        ("work", "requeued")
+    );
 }
 
 #[test]
@@ -766,7 +824,10 @@ fn an_orphan_whose_queue_is_no_list_stays_until_it_is_one() {
 fn a_field_that_is_no_token_keeps_its_instance_listed() {
     let mut bench = Bench::start();
     let tokens = bench.dead("dead", &[b"1".to_vec()]);
-    let () = bench.connection.hset(bench.keys.inflight("dead"), "what is this", "x").unwrap();
+    let () = bench
+        .connection
+        .hset(bench.keys.inflight("dead"), "what is this", "x")
+        .unwrap();
     assert_eq!(bench.recover("dead", &tokens), Some(vec![Outcome::Requeued]));
     assert!(bench.lease_end("dead").is_some());
     bench.outlive_leases();
@@ -781,7 +842,10 @@ fn a_peek_fits_a_reply() {
     let tokens = bench.dead("dead", &sizes.map(|size| vec![b'x'; size]));
     let mut peek = |tokens: &[Token]| -> Vec<Option<usize>> {
         let payloads = scripts::peek(&mut bench.link, &bench.keys, "dead", tokens).unwrap();
-        payloads.into_iter().map(|payload| payload.map(|bytes| bytes.len())).collect()
+        payloads
+            .into_iter()
+            .map(|payload| payload.map(|bytes| bytes.len()))
+            .collect()
     };
     assert_eq!(peek(&tokens), [Some(3_000_000)]);
     assert_eq!(peek(&tokens[1..]), [Some(10), Some(500_000), Some(500_000)]);
@@ -798,7 +862,10 @@ fn leaving_acks_puts_back_and_removes() {
     bench.push("work", &[b"waits"]);
     let held = bench.record("me", 1, "work", &[b"1".to_vec(), b"2".to_vec(), b"done".to_vec()]);
     let newest_first = [held[1].clone(), held[0].clone()];
-    assert_eq!(bench.try_leave("me", &held[2..], &newest_first).unwrap(), Fenced::Alive(0));
+    assert_eq!(
+        bench.try_leave("me", &held[2..], &newest_first).unwrap(),
+        Fenced::Alive(0)
+    );
     assert_eq!(queue(&bench.server, "work"), [&b"1"[..], b"2", b"waits"]);
     assert_at_rest(&bench.server);
     let before = bench.everything();
@@ -868,14 +935,22 @@ fn every_script_works_when_memory_is_full() {
 impl Bench {
     /// As `set_seen`, in a way that a full Redis allows.
     fn set_seen_by(&mut self, ms: i64) {
-        let max: Vec<String> = redis::cmd("CONFIG").arg("GET").arg("maxmemory").query(&mut self.connection).unwrap();
+        let max: Vec<String> = redis::cmd("CONFIG")
+            .arg("GET")
+            .arg("maxmemory")
+            .query(&mut self.connection)
+            .unwrap();
         self.server.config_set("maxmemory", "0");
         self.set_seen(ms);
         self.server.config_set("maxmemory", &max[1]);
     }
 
     fn set_lease_end(&mut self, identity: &str, end: u64) {
-        let max: Vec<String> = redis::cmd("CONFIG").arg("GET").arg("maxmemory").query(&mut self.connection).unwrap();
+        let max: Vec<String> = redis::cmd("CONFIG")
+            .arg("GET")
+            .arg("maxmemory")
+            .query(&mut self.connection)
+            .unwrap();
         self.server.config_set("maxmemory", "0");
         let () = self.connection.zadd(self.keys.instances(), identity, end).unwrap();
         self.server.config_set("maxmemory", &max[1]);
@@ -944,7 +1019,10 @@ fn a_registration_that_fails_leaves_nothing_behind() {
         assert!(text.contains("WRONGTYPE"), "{text}");
         assert_eq!(bench.all_but_the_clock(), before, "{key}");
         // Other settings take another way.
-        let other = Pace { ttl: PACE.ttl * 2, ..PACE };
+        let other = Pace {
+            ttl: PACE.ttl * 2,
+            ..PACE
+        };
         refusal(scripts::register(&mut bench.link, &bench.keys, "new", other, &[]));
         assert_eq!(bench.all_but_the_clock(), before, "{key}");
     }
@@ -954,7 +1032,15 @@ fn a_registration_that_fails_leaves_nothing_behind() {
 fn an_overwritten_key_costs_no_jobs() {
     let (clock, instances) = (keys().clock(), keys().instances());
     let (inflight, info) = (keys().inflight("me"), keys().info("me"));
-    for key in [&clock, &instances, &inflight, &info, &keys().stats(), &keys().journal(), &"queues".to_owned()] {
+    for key in [
+        &clock,
+        &instances,
+        &inflight,
+        &info,
+        &keys().stats(),
+        &keys().journal(),
+        &"queues".to_owned(),
+    ] {
         let mut bench = Bench::start();
         let orphans = bench.dead("dead", &[b"1".to_vec()]);
         bench.register("me");
@@ -1039,7 +1125,14 @@ fn the_tests_know_the_scripts_by_the_hashes_that_are_sent() {
     let tokens: Vec<Token> = bench.fields("me").into_iter().filter_map(Token::read).collect();
     bench.recover("me", &tokens);
     bench.try_leave("me", &[], &[]).unwrap();
-    for script in [&lua::REGISTER, &lua::BEAT, &lua::TURN, &lua::REAP, &lua::RECOVER, &lua::LEAVE] {
+    for script in [
+        &lua::REGISTER,
+        &lua::BEAT,
+        &lua::TURN,
+        &lua::REAP,
+        &lua::RECOVER,
+        &lua::LEAVE,
+    ] {
         let known: Vec<bool> = redis::cmd("SCRIPT")
             .arg("EXISTS")
             .arg(script.get_hash())

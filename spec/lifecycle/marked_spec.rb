@@ -1,0 +1,71 @@
+# frozen_string_literal: true
+
+# Which jobs are recorded: those that say so themselves, and those whose class says so.
+RSpec.describe "marked jobs" do
+  let(:redis) { RedisServer.new }
+  let(:gate) { Gate.new }
+
+  let(:app) do
+    <<~RUBY
+      class UnmarkedJob
+        include Sidekiq::Job
+
+        def perform(gate, *)
+          GatedJob.new.tap { |job| job.jid = jid }.perform(gate)
+        end
+      end
+    RUBY
+  end
+
+  def push(job_class, **fields)
+    Queues.push(redis, Queues.payload(job_class, gate.path, **fields))
+  end
+
+  def run(*payloads, **options)
+    SidekiqProcess.new(redis, app: app, concurrency: payloads.size, **options).up
+      .runs(*payloads.map { |payload| Queues.jid(payload) })
+  end
+
+  def info(worker)
+    redis.call("HGETALL", "sidekiq_processing:info:#{worker.identity}")
+  end
+
+  it "are recorded by their payload or their class, and no others" do
+    by_payload = push("UnmarkedJob", processing: true)
+    by_class = push("GatedJob")
+    denied = push("GatedJob", processing: false)
+    unmarked = push("UnmarkedJob")
+    worker = run(by_payload, by_class, denied, unmarked)
+    expect(Queues.in_flight(redis)[worker.identity]).to contain_exactly(by_payload, by_class)
+    expect(info(worker).keys.grep(/\Amarked:/)).to eq(["marked:GatedJob"])
+
+    gate.open
+    eventually("the ends") { worker.done.size == 4 }
+    eventually("the acks") { Queues.everywhere(redis).empty? }
+  end
+
+  it "come back after kill -9 when only their class says that they are marked" do
+    payload = push("GatedJob")
+    worker = run(payload)
+    worker.kill
+    other = SidekiqProcess.new(redis).up.runs(Queues.jid(payload))
+    expect(Queues.in_flight(redis)).to eq(other.identity => [payload])
+    expect(info(worker)).to be_empty
+  end
+
+  it "are all jobs with track :all" do
+    unmarked = push("UnmarkedJob")
+    worker = run(unmarked, env: {"PROCESSING_TRACK" => "all"})
+    expect(Queues.in_flight(redis)).to eq(worker.identity => [unmarked])
+    worker.kill
+    other = SidekiqProcess.new(redis, app: app).up.runs(Queues.jid(unmarked))
+    gate.open
+    eventually("the end") { other.done == [Queues.jid(unmarked)] }
+  end
+
+  it "tell people who runs them" do
+    worker = SidekiqProcess.new(redis, queues: %w[default later], concurrency: 3).up
+    expect(info(worker)).to include("pid" => worker.pid.to_s, "hostname" => Socket.gethostname, "queues" => "default,later",
+      "concurrency" => "3", "version" => Sidekiq::ProcessingTracker::VERSION, "sidekiq_version" => Sidekiq::VERSION)
+  end
+end

@@ -1,0 +1,87 @@
+# frozen_string_literal: true
+
+# TERM and TSTP. Timeouts are 3 s at least: below that an idle thread of stock Sidekiq may pop what was just put back,
+# and lose it.
+RSpec.describe "a worker that is told to end" do
+  let(:redis) { RedisServer.new }
+  let(:gate) { Gate.new }
+
+  def push(*args, **fields)
+    Queues.push(redis, Queues.marked("GatedJob", gate.path, *args, **fields))
+  end
+
+  def expect_gone(worker)
+    expect(Queues.keys_of_instances(redis)).to be_empty
+    expect(Queues.journal(redis)).to be_empty
+    expect(worker.log).not_to match(/could not leave|were left in|lost the lease/)
+  end
+
+  it "puts jobs that take too long back into their queues, each once, and is gone" do
+    worker = SidekiqProcess.new(redis, concurrency: 4, timeout: 3).up
+    tracked = Array.new(2) { |i| push(i) }
+    plain = Queues.push(redis, Queues.payload("PlainJob"))
+    worker.runs(*tracked.map { |payload| Queues.jid(payload) })
+    eventually("the plain job") { Queues.notes(redis, "started").size == 1 }
+    expect(worker.stop).to be_success
+
+    expect(Queues.queued(redis)).to match_array([*tracked, plain])
+    expect_gone(worker)
+    expect(worker.log).to include("ProcessingTracker put 2 jobs back into their queues")
+    expect(redis.call("ZCARD", "retry")).to eq(0)
+
+    gate.open
+    redis.call("SET", "go", 1)
+    other = SidekiqProcess.new(redis).up
+    eventually("the jobs") { other.done.size == 2 && Queues.notes(redis, "done").size == 1 }
+    eventually("the acks") { Queues.everywhere(redis).empty? }
+    expect(other.started.size).to eq(2)
+  end
+
+  it "keeps its jobs through the drain, longer than a lease, and is gone when they are done" do
+    worker = SidekiqProcess.new(redis, timeout: 20).up
+    other = SidekiqProcess.new(redis, queues: ["later"]).up
+    payloads = Array.new(2) { |i| push(i) }
+    worker.runs(*payloads.map { |payload| Queues.jid(payload) })
+    worker.signal(:TERM).wait_for_log(/Pausing to allow jobs to finish/)
+    let_pass(AppProcess::TTL + 2 * AppProcess::STEP)
+    expect(Queues.in_flight(redis)[worker.identity]).to match_array(payloads)
+    gate.open
+    expect(worker.process.wait).to be_success
+    expect(worker.done.size).to eq(2)
+    expect(Queues.everywhere(redis)).to be_empty
+    expect(Queues.identities(redis)).to eq([other.identity])
+    expect(Queues.journal(redis)).to be_empty
+    expect(other.log).not_to include("recovered job")
+  end
+
+  it "keeps its jobs after TSTP, takes no new ones, and is gone after TERM" do
+    worker = SidekiqProcess.new(redis, timeout: 3).up
+    other = SidekiqProcess.new(redis, queues: ["later"]).up
+    ending, staying = Gate.new, gate
+    payloads = [ending, staying].map { |one| Queues.push(redis, Queues.marked("GatedJob", one.path)) }
+    worker.runs(*payloads.map { |payload| Queues.jid(payload) })
+    worker.signal(:TSTP).wait_for_log(/no longer accepting new work/)
+    let_pass(AppProcess::TTL + 2 * AppProcess::STEP)
+    ending.open
+    eventually("the ack") { Queues.everywhere(redis) == payloads.drop(1) }
+    late = push("late")
+    expect(worker.stop).to be_success
+    expect(Queues.queued(redis)).to contain_exactly(late, payloads.last)
+    expect(Queues.identities(redis)).to eq([other.identity])
+    expect(Queues.journal(redis)).to be_empty
+  end
+
+  it "leaves when it is idle, and when Redis is away it ends all the same" do
+    worker = SidekiqProcess.new(redis, timeout: 3).up
+    expect(worker.stop).to be_success
+    expect_gone(worker)
+
+    worker = SidekiqProcess.new(redis, timeout: 3).up
+    redis.pause
+    begun = now
+    worker.signal(:TERM).process.wait
+    # Sidekiq's own clean-up needs its time as well.
+    expect(now - begun).to be < 20
+    redis.resume
+  end
+end
