@@ -134,7 +134,7 @@ module Example
         dead = conn.zrange(TRACKER.namespaced_key("instances"), 0, -1).flat_map { |name| ["inflight:#{name}", "info:#{name}"] }
         keys = dead + %w[demo_key started finished clock instances stats journal]
         conn.del("queue:example_app", *keys.map { |key| TRACKER.namespaced_key(key) })
-        conn.srem("queues", "example_app")
+        conn.srem("queues", ["example_app"])
       end
     end
 

@@ -78,7 +78,7 @@ class Demo
         "Plain Sidekiq has lost #{@plain.lost}: they are in no queue and in no retry, scheduled or dead set.",
         "With the tracker #{@tracked.ran_twice} were run again, so #{@tracked.lost} are lost " \
         "(and #{@tracked.finished_twice} ran to their end twice).",
-        "A process counts as dead after 5 s here. By default it is 30 s, and jobs are back within 35 s."
+        "Here a process counts as dead after 5 s without a heartbeat, and its jobs are back within 6 s. By default: 30 and 35."
     else
       puts "This demo did NOT show what it should: nothing lost with the tracker, something lost without."
       puts "The last lines of the workers with the tracker:", @tracked.logs

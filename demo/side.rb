@@ -10,10 +10,11 @@ require_relative "reports"
 # at what has happened and does what is next, so that one thread can play both sides at the same time.
 class Side
   WORKERS = 2
-  THREADS = 5
-  JOBS = 60
+  VICTIMS = 1 # the others live on
+  THREADS = 10
+  JOBS = 100
   JOB_SECONDS = 1.0
-  # The kill comes when all threads are well inside of their jobs. Between two jobs there is a fraction of a millisecond
+  # The kill comes when all threads of the victims are well inside of their jobs. Between two jobs there is a fraction of a millisecond
   # in which a job has left its queue and has no record yet (README, "Guarantees and their limits"). That is not
   # what is shown here.
   MIDDLE = (0.1..0.7)
@@ -124,27 +125,31 @@ class Side
   end
 
   def half_way?
-    running = reports.running
-    return false if reports.finished(@jids).size < @jids.size / 2 || running.size < WORKERS * THREADS
+    reports = self.reports
+    victims, others = [@workers.first(VICTIMS), @workers.drop(VICTIMS)].map { |workers|
+      reports.running(pids: workers.map(&:pid))
+    }
+    return false if reports.finished(@jids).size < @jids.size / 2 || victims.size < VICTIMS * THREADS || others.empty?
 
-    running.values.all? { |since| MIDDLE.cover?(Eventually.now - since) }
+    victims.values.all? { |since| MIDDLE.cover?(Eventually.now - since) }
   end
 
   def kill_workers
-    @workers.each { |worker| worker.signal(:KILL) }
+    victims = @workers.first(VICTIMS)
+    pids = victims.map(&:pid)
+    victims.each { |worker| worker.signal(:KILL) }
     @killed_at = Eventually.now
-    @workers.each(&:wait)
-    @cut_off = reports.running.keys
-    say("#{finished} jobs finished, #{@cut_off.size} running: kill -9 of both workers")
-    start_workers
-    say("#{WORKERS} new workers started")
+    victims.each(&:wait)
+    @workers -= victims
+    @cut_off = reports.running(pids: pids).keys
+    say("#{finished} jobs finished; kill -9 of a worker that was running #{cut_off}")
     @stage = :after_kill
   end
 
   def watch_return
     if left_behind.zero? && !@queue_empty
       @queue_empty = true
-      say("the new workers have emptied the queue")
+      say("the other worker has emptied the queue")
     end
     again = ran_twice
     return if again.zero? || (@tracker && again < cut_off)
@@ -155,6 +160,6 @@ class Side
 
   def unfinished = @jids - reports.finished(@jids)
 
-  # What runs in the workers that live now.
+  # What runs in the workers that live.
   def running = reports.running(pids: @workers.map(&:pid))
 end

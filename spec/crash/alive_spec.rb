@@ -2,29 +2,30 @@
 
 # A live instance is never robbed: whatever makes it look dead for a while, its jobs stay its own.
 RSpec.describe "a worker that lives" do
-  let(:redis) { RedisServer.new(appendonly: "yes") }
+  let(:redis) { RedisServer.new }
   let(:gate) { Gate.new }
   let(:ttl) { AppProcess::TTL }
 
-  def start(count)
-    Array.new(count) { SidekiqProcess.new(redis, concurrency: 1) }.each(&:up)
+  def start(count, redis)
+    Array.new(count) { SidekiqProcess.new(redis, concurrency: 1) }
   end
 
   # Gives each worker one job.
-  def employ(workers)
+  def employ(workers, redis)
+    workers.each(&:up)
     jids = workers.map { |_| Queues.jid(Queues.push(redis, Queues.marked("GatedJob", gate.path))) }
     eventually("the start of all jobs") { workers.flat_map(&:started).sort == jids.sort }
     jids
   end
 
-  def lease_ends(workers)
+  def lease_ends(workers, redis)
     workers.map { |worker| Queues.lease_end(redis, worker.identity).to_f }
   end
 
   # Nobody has lost anything, and the jobs run to their end where they are.
-  def expect_unharmed(workers, jids)
-    before = lease_ends(workers)
-    eventually("the next beats") { lease_ends(workers).zip(before).all? { |after, old| after > old } }
+  def expect_unharmed(workers, jids, redis)
+    before = lease_ends(workers, redis)
+    eventually("the next beats") { lease_ends(workers, redis).zip(before).all? { |after, old| after > old } }
     gate.open
     eventually("the end of the jobs") { workers.flat_map(&:done).sort == jids.sort }
     eventually("the acks") { Queues.everywhere(redis).empty? }
@@ -66,7 +67,7 @@ RSpec.describe "a worker that lives" do
     Queues.push(redis, Queues.marked("HoldingJob", 2 * ttl))
     eventually("the held GVL") { redis.call("LLEN", "holding") == 1 }
     leases = []
-    eventually("the end of it") { leases.push(*lease_ends([holder])) && redis.call("LLEN", "held") == 1 }
+    eventually("the end of it") { leases.push(*lease_ends([holder], redis)) && redis.call("LLEN", "held") == 1 }
     took, gap = JSON.parse(redis.call("LINDEX", "held", 0))
     # Less would be no proof: the call was cut short, or other threads ran.
     expect([took, gap]).to all(be >= 2 * ttl)
@@ -79,36 +80,33 @@ RSpec.describe "a worker that lives" do
     expect(holder.started.size).to eq(1)
   end
 
-  it "keeps its jobs while Redis is stopped for three leases" do
-    jids = employ(workers = start(3))
-    redis.pause
+  # Three servers and their workers side by side, since most of it is waiting.
+  it "keeps its jobs while Redis is stopped, shut down or refuses writes for three leases" do
+    troubles = {
+      "stopped" => [:pause.to_proc, :resume.to_proc],
+      "shut down" => [:stop.to_proc, :start.to_proc],
+      "refusing writes" => [1, 0].map { |count| ->(server) { server.config_set(min_replicas_to_write: count) } }
+    }
+    servers = troubles.keys.map { RedisServer.new(appendonly: "yes") }
+    fleets = servers.map { |server| start(3, server) }
+    jids = fleets.zip(servers).map { |workers, server| employ(workers, server) }
+    troubles.values.zip(servers) { |(begins, _), server| begins.call(server) }
     let_pass(3 * ttl)
-    redis.resume
-    expect_unharmed(workers, jids)
-  end
+    troubles.values.zip(servers) { |(_, ends), server| ends.call(server) }
 
-  it "keeps its jobs when Redis is shut down and comes back after three leases" do
-    jids = employ(workers = start(3))
-    redis.stop
-    let_pass(3 * ttl)
-    redis.start
-    expect_unharmed(workers, jids)
-    workers.each do |worker|
-      expect(worker.log.scan(/ERROR.*cannot reach Redis/).size).to eq(1)
-      expect(worker.log.scan(/INFO.*reached Redis again after/).size).to eq(1)
+    troubles.keys.zip(servers, fleets, jids) do |trouble, server, workers, own|
+      aggregate_failures(trouble) do
+        expect_unharmed(workers, own, server)
+        workers.each do |worker|
+          worker.wait_for_log(/INFO.*reached Redis again after/)
+          expect(worker.log.scan(/ERROR.*cannot reach Redis/).size).to eq(1)
+        end
+      end
     end
   end
 
-  it "keeps its jobs while Redis refuses writes for three leases" do
-    jids = employ(workers = start(2))
-    redis.config_set(min_replicas_to_write: 1)
-    let_pass(3 * ttl)
-    redis.config_set(min_replicas_to_write: 0)
-    expect_unharmed(workers, jids)
-  end
-
   it "keeps its jobs, takes new ones and is done with them while Redis is full for three leases" do
-    jids = employ(workers = start(2))
+    jids = employ(workers = start(2, redis), redis)
     redis.call("LPUSH", "queue:full", *Array.new(4) { |i| Queues.marked("GatedJob", gate.path, i, queue: "full") })
     redis.config_set(maxmemory: 1)
     expect { redis.call("SET", "a", "b") }.to raise_error(RedisClient::CommandError, /OOM/)
@@ -119,7 +117,7 @@ RSpec.describe "a worker that lives" do
     eventually("all jobs") { late.done.size == 4 && workers.flat_map(&:done).sort == jids.sort }
     eventually("the acks") { Queues.everywhere(redis).empty? }
     redis.config_set(maxmemory: 0)
-    expect_unharmed(workers + [late], jids + late.started)
+    expect_unharmed(workers + [late], jids + late.started, redis)
   end
 
   it "loses its lease when it was stopped for too long, and works on under a new identity" do

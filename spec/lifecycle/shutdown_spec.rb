@@ -24,7 +24,7 @@ RSpec.describe "a worker that is told to end" do
     eventually("the plain job") { Queues.notes(redis, "started").size == 1 }
     expect(worker.stop).to be_success
 
-    expect(Queues.queued(redis)).to match_array([*tracked, plain])
+    expect(Queues.queued(redis)).to contain_exactly(*tracked, plain)
     expect_gone(worker)
     expect(worker.log).to include("ProcessingTracker put 2 jobs back into their queues")
     expect(redis.call("ZCARD", "retry")).to eq(0)
@@ -71,17 +71,29 @@ RSpec.describe "a worker that is told to end" do
     expect(Queues.journal(redis)).to be_empty
   end
 
-  it "leaves when it is idle, and when Redis is away it ends all the same" do
+  it "leaves when it is idle" do
     worker = SidekiqProcess.new(redis, timeout: 3).up
     expect(worker.stop).to be_success
     expect_gone(worker)
+  end
 
-    worker = SidekiqProcess.new(redis, timeout: 3).up
+  it "ends all the same when Redis does not answer, and its job comes back once" do
+    worker = SidekiqProcess.new(redis, timeout: 3, concurrency: 1).up
+    payload = push
+    worker.runs(Queues.jid(payload))
+    eventually("the record") { Queues.everywhere(redis) == [payload] }
     redis.pause
     begun = now
     worker.signal(:TERM).process.wait
-    # Sidekiq's own clean-up needs its time as well.
+    # The timeout, Sidekiq's own clean-up, and the seconds that the tracker allows itself.
     expect(now - begun).to be < 20
+    # What the worker still sent arrives only now, when it is long gone.
     redis.resume
+    other = SidekiqProcess.new(redis).up.runs(Queues.jid(payload))
+    expect(Queues.everywhere(redis)).to eq([payload])
+    gate.open
+    eventually("the ack") { other.done == [Queues.jid(payload)] && Queues.everywhere(redis).empty? }
+    eventually("the end of the dead one") { Queues.identities(redis) == [other.identity] }
+    expect(other.started.size).to eq(1)
   end
 end

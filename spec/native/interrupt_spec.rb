@@ -5,7 +5,7 @@ RSpec.describe "an interrupt in a native call" do
   native = Sidekiq::ProcessingTracker::Native
 
   let(:redis) { RedisServer.new }
-  let(:engine) { Engines.start_engine(redis) }
+  let!(:engine) { Engines.start_engine(redis) }
 
   def works?(engine, payload)
     handle = Engines.recorded(engine, payload)
@@ -67,65 +67,31 @@ RSpec.describe "an interrupt in a native call" do
         end
         expect(works?(Engines.start_engine(redis), "next")).to be(true)
       end
-
-      it "ends Native.read_key" do
-        redis.call("SET", "key", "value")
-        redis.pause
-        interrupt.call(-> { native.read_key(Engines.target(redis, connect_timeout_ms: 5_000, read_timeout_ms: 5_000), "key", 5_000) })
-        redis.resume
-        expect(native.read_key(Engines.target(redis), "key", 5_000)).to eq("value")
-      end
-
-      it "ends Native.reenqueue_orphans, with Redis stopped" do
-        Engines.orphan(redis, "job")
-        redis.pause
-        settings = Engines.settings(redis, redis: Engines.target(redis, connect_timeout_ms: 5_000, read_timeout_ms: 5_000))
-        interrupt.call(-> { native.reenqueue_orphans(settings) })
-        redis.resume
-        native.reenqueue_orphans(Engines.settings(redis))
-        expect(Queues.queued(redis)).to eq(["job"])
-      end
-
-      it "ends Native.reenqueue_orphans, which waits for an instance that never settles" do
-        native.reenqueue_orphans(Engines.settings(redis, **Engines.fast))
-        living = Engines.orphan(redis, "job", lease_end: 10**14)
-        interrupt.call(-> { native.reenqueue_orphans(Engines.settings(redis, **Engines.fast)) })
-        expect(Queues.queued(redis)).to be_empty
-        redis.call("ZADD", "#{Engines::NAMESPACE}:instances", 1, living)
-        expect(native.reenqueue_orphans(Engines.settings(redis, **Engines.fast))).to include("requeued" => 1)
-        expect(Queues.queued(redis)).to eq(["job"])
-      end
     end
   end
 
-  it "leaves no job behind that Engine#requeue has taken but had no record of" do
-    Engines.recorded(engine, "recorded").then do |recorded|
-      redis.pause
-      sent = engine.track("default", "sent", nil)
-      thread = BlockedThread.blocked { engine.await(sent, 60_000) }
-      unsent = engine.track("default", "unsent", nil)
-      waiting = BlockedThread.blocked { engine.requeue([recorded, sent, unsent], 60_000) }
-      waiting.kill.join(10)
-      thread.kill.join(10)
-    end
+  it "loses no job that Engine#requeue had no record of" do
+    recorded = Engines.recorded(engine, "recorded")
+    redis.pause
+    sent = engine.track("default", "sent", nil)
+    waiting = BlockedThread.blocked { engine.await(sent, 60_000) }
+    unsent = engine.track("default", "unsent", nil)
+    BlockedThread.blocked { engine.requeue([recorded, sent, unsent], 60_000) }.kill.join(10)
+    waiting.kill.join(10)
     redis.resume
     # Nobody was told to put it back, so the engine has to.
-    eventually("all three") { Queues.queued(redis).sort == %w[recorded sent unsent] }
+    eventually("all three in the queue", within: 3) { Queues.queued(redis).sort == %w[recorded sent unsent] }
   end
 
   it "that is masked does not end a wait, nor make it spin, and comes after it" do
     redis.pause
-    handle = engine_before_pause = nil
-    redis.resume
-    engine_before_pause = engine
-    redis.pause
-    handle = engine_before_pause.track("default", "job", nil)
+    handle = engine.track("default", "job", nil)
     events = []
     thread = BlockedThread.blocked do
       Thread.handle_interrupt(BlockedThread::Poke => :never) do
         start = now
         cpu = Process.clock_gettime(Process::CLOCK_THREAD_CPUTIME_ID)
-        events << engine_before_pause.await(handle, 800)
+        events << engine.await(handle, 800)
         events << (now - start) << (Process.clock_gettime(Process::CLOCK_THREAD_CPUTIME_ID) - cpu)
       end
     rescue BlockedThread::Poke
@@ -137,7 +103,6 @@ RSpec.describe "an interrupt in a native call" do
   end
 
   it "that is masked leaves the result of a wait as it is" do
-    engine
     redis.pause
     handle = engine.track("default", "job", nil)
     thread = BlockedThread.blocked do
@@ -150,51 +115,36 @@ RSpec.describe "an interrupt in a native call" do
   end
 
   it "by a signal whose trap raises nothing runs the trap at once, and the wait goes on" do
-    engine
-    trapped = nil
-    before = trap("USR2") { trapped = now }
     redis.pause
     handle = engine.track("default", "job", nil)
-    sender = BlockedThread.once_blocked(Thread.current) do
-      Process.kill("USR2", Process.pid)
-      sent = now
-      eventually("the trap") { trapped }
-      redis.resume
-      sent
-    end
-    expect(engine.await(handle, 60_000)).to be(true)
-    expect(trapped - sender.value).to be < BlockedThread::PROMPT
-  ensure
-    trap("USR2", before)
+    expect(BlockedThread.signalled(-> { redis.resume }) { engine.await(handle, 60_000) }).to be(true)
   end
 
   it "never costs a result that is there" do
-    jobs = Array.new(300) { |i| JSON.generate("jid" => "j#{i}", "class" => "A") }
-    Engines.orphan(redis, *jobs)
-    seen, interrupts, running = [], 0, true
-    reader = Thread.new do
+    finder = Engines.start_engine(redis, **Engines.fast)
+    seen, interrupts = [], 0
+    reader = BlockedThread.blocked do
       Thread.handle_interrupt(BlockedThread::Poke => :on_blocking) do
-        while running
+        while seen.size < 300
           begin
-            event = engine.next_event(60_000)
-            seen << event["jid"] if event.is_a?(Hash) && event["kind"] == "recovered"
-            break if seen.size == jobs.size
+            event = finder.next_event(60_000)
+            seen << event["jid"] if event["kind"] == "recovered"
           rescue BlockedThread::Poke
             interrupts += 1
           end
         end
       end
-    rescue BlockedThread::Poke
-      nil
     end
-    eventually("every event") do
-      50.times { reader.raise(BlockedThread::Poke) if reader.alive? && reader.pending_interrupt? == false }
-      !reader.alive?
+    10.times do |i|
+      Engines.orphan(redis, *Array.new(30) { |j| JSON.generate("jid" => "#{i}-#{j}", "class" => "A") })
+      eventually("30 more events") do
+        50.times { reader.raise(BlockedThread::Poke) unless reader.pending_interrupt? }
+        seen.size >= (i + 1) * 30
+      end
     end
-    expect(seen.sort).to eq(jobs.map { |job| JSON.parse(job)["jid"] }.sort)
+    expect(seen).to match_array(Array.new(10) { |i| Array.new(30) { |j| "#{i}-#{j}" } }.flatten)
     expect(interrupts).to be > 0
   ensure
-    running = false
     reader&.kill
   end
 end

@@ -60,14 +60,33 @@ module BlockedThread
       promptly(within: PROMPT + 0.1) { expect_poke { Timeout.timeout(0.1, Poke) { call.call } } }
     },
     "a signal whose trap raises" => lambda { |call|
-      before = trap("USR2") { raise Poke }
-      sender = once_blocked(Thread.current) { Process.kill("USR2", Process.pid) && Eventually.now }
-      expect_poke(&call)
-      ended = Eventually.now
-      trap("USR2", before)
-      raise "it took long" if ended - sender.value > PROMPT
+      signalled(-> { raise Poke }) { expect_poke(&call) }
     }
   }.freeze
+
+  # Sends this process a signal once the calling thread, which has to be the main one, waits in the block. Raises unless
+  # the trap runs soon.
+  #
+  # @param trap [Proc]
+  # @return [Object] what the block returns
+  def signalled(trap)
+    trapped = nil
+    before = Signal.trap("USR2") do
+      trapped = Eventually.now
+      trap.call
+    end
+    sender = once_blocked(Thread.current) do
+      sent = Eventually.now
+      Process.kill("USR2", Process.pid)
+      Eventually.eventually("the trap") { trapped } - sent
+    end
+    result = yield
+    raise "the trap took long" if sender.value > PROMPT
+
+    result
+  ensure
+    Signal.trap("USR2", before)
+  end
 
   # A thread that waits for the GVL or a lock is asleep too, but it is not after a moment.
   def asleep?(thread)

@@ -64,8 +64,10 @@ impl Claims {
             }
             Err(error) => {
                 self.link.discard();
-                self.attempts.failed(self.shared.state().pace);
-                self.shared.link_failed(Which::Claims, &error);
+                let pace = self.shared.state().pace;
+                if self.attempts.failed(pace) {
+                    self.shared.link_failed(Which::Claims, &error);
+                }
             }
         }
         true
@@ -94,11 +96,13 @@ impl Claims {
                     Err(wait) => wait,
                 }
             };
+            state.claims_idle = true;
             state = shared
                 .claims_wake
                 .wait_timeout(state, wait)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+            state.claims_idle = false;
         }
     }
 
@@ -198,7 +202,7 @@ impl Claims {
         failpoint::reach("after_leave");
         if let Fenced::Alive(jobs @ 1..) = left {
             shared.events.push(crate::events::Event::Warning(format!(
-                "{jobs} jobs were left in {} at exit, for another instance to recover",
+                "left in {} at exit, for another instance to recover: {jobs}",
                 shared.keys.inflight(identity)
             )));
         }

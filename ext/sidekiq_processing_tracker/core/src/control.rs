@@ -163,8 +163,9 @@ impl Control {
 
     fn failed(&mut self, error: &crate::Error, pace: Pace) {
         self.link.discard();
-        self.beat.failed(pace);
-        self.shared.link_failed(Which::Control, error);
+        if self.beat.failed(pace) {
+            self.shared.link_failed(Which::Control, error);
+        }
     }
 
     fn recover(&mut self, by: String, pace: Pace) {
@@ -219,9 +220,12 @@ impl Attempts {
         *self = Self::default();
     }
 
-    pub(crate) fn failed(&mut self, pace: Pace) {
+    /// Answers whether it is an outage: a connection that broke once, and the next one works, is none.
+    pub(crate) fn failed(&mut self, pace: Pace) -> bool {
         self.failures = self.failures.saturating_add(1);
-        self.at = (self.failures > 1).then(|| Instant::now() + pace.pause());
+        let again = self.failures > 1;
+        self.at = again.then(|| Instant::now() + pace.pause());
+        again
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct State {
     beat_waiters: Vec<Arc<Parker>>,
     /// The control thread cannot connect and wants its beat sent by the claims thread.
     pub ride: bool,
+    /// The claims thread waits for something to do.
+    pub claims_idle: bool,
     pub phase: Phase,
     pub left_cleanly: bool,
     /// What was lost with the identity before, to be told with the next one.
@@ -264,6 +266,13 @@ impl Shared {
         }
     }
 
+    /// Wakes the claims thread, unless it is at work and will look by itself: a wake-up costs more than a turn's share.
+    pub fn nudge(&self, state: &mut State) {
+        if std::mem::take(&mut state.claims_idle) {
+            self.claims_wake.notify_one();
+        }
+    }
+
     /// Wakes every thread that waits for the engine, to see that it ends.
     pub fn wake_all(&self, state: &mut State) {
         self.claims_wake.notify_all();
@@ -304,6 +313,7 @@ impl Engine {
                 beat_now: false,
                 beat_waiters: Vec::new(),
                 ride: false,
+                claims_idle: false,
                 phase: Phase::Running,
                 left_cleanly: false,
                 lost: None,
@@ -363,8 +373,9 @@ impl Engine {
     /// A job begins. Its record is written as soon as Redis takes it, for as long as the job runs.
     #[must_use]
     pub fn track(&self, queue: Vec<u8>, payload: Arc<[u8]>, marked: Option<String>) -> Handle {
-        let handle = self.shared.state().registry.track(queue, payload, marked);
-        self.shared.claims_wake.notify_one();
+        let mut state = self.shared.state();
+        let handle = state.registry.track(queue, payload, marked);
+        self.shared.nudge(&mut state);
         handle
     }
 
@@ -403,25 +414,33 @@ impl Engine {
         state.health.claims_down = true;
         self.shared
             .outage(&mut state, "Redis did not take the record of a job in time");
+        // Asks Redis at once: else an idle link would count as down until its next call.
+        self.shared.nudge(&mut state);
     }
 
     /// The job is done: its record goes with the next turn.
     pub fn ack(&self, handle: Handle) {
-        self.shared.state().registry.ack(handle, Instant::now());
-        self.shared.claims_wake.notify_one();
+        let mut state = self.shared.state();
+        let lingers = state.registry.oldest_ack().is_some();
+        state.registry.ack(handle, Instant::now());
+        if !lingers {
+            self.shared.nudge(&mut state);
+        }
     }
 
     /// The job's thread has gone without an ack.
     pub fn release(&self, handle: Handle) {
-        self.shared.state().registry.release(handle);
-        self.shared.claims_wake.notify_one();
+        let mut state = self.shared.state();
+        state.registry.release(handle);
+        self.shared.nudge(&mut state);
     }
 
     /// The job goes back to its queue, and its record with it.
     #[must_use]
     pub fn requeue(&self, handle: Handle) -> Requeueing {
-        let requeueing = self.shared.state().registry.requeue(handle);
-        self.shared.claims_wake.notify_one();
+        let mut state = self.shared.state();
+        let requeueing = state.registry.requeue(handle);
+        self.shared.nudge(&mut state);
         requeueing
     }
 

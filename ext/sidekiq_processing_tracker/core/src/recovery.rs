@@ -186,9 +186,8 @@ impl Report {
             return None;
         }
         Some(format!(
-            "{} of the dead instance {from} stay in {}: {} whose queue's key holds something that is no list, {} fields \
-             that are no jobs. Look at that hash; it is tried again until it is empty",
-            self.stuck + self.unreadable,
+            "{} holds what cannot be recovered of the dead instance {from}: jobs whose queue's key holds no list: {}, \
+             fields that are no jobs: {}. It is tried again until that hash is empty",
             keys.inflight(from),
             self.stuck,
             self.unreadable

@@ -223,6 +223,46 @@ fn what_a_job_does_after_its_requeue_is_nobodys_business() {
 }
 
 #[test]
+fn what_cannot_go_back_stays_recorded_until_it_can() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.socket_path(), relay);
+    let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
+    let dead = engine(&server, "dead");
+    let handle = tracker.record("broken", &job("requeued"));
+    dead.record("broken", &job("orphan"));
+    dead.stop();
+    let () = server.connect().set("queue:broken", "not a list").unwrap();
+    let Requeueing::Under(parker) = tracker.engine().requeue(handle) else {
+        panic!()
+    };
+    assert_eq!(parker.wait(Some(Instant::now() + SOON)), Woken::Done);
+    let warns = |of: &'static str| move |event: &Event| matches!(event, Event::Warning(text) if text.contains(of));
+    tracker.wait_for("the requeue is warned of", warns("queue:broken"));
+    tracker.wait_for("the orphan is warned of", warns("no list"));
+    eventually(SOON, "the orphan was tried and warned of", || {
+        tracker.count(warns("dead")) == 1
+    });
+    // It is tried again and again, but not told so.
+    let held_until =
+        |server: &RedisServer| -> f64 { server.connect().zscore(keys().instances(), dead.identity()).unwrap() };
+    let first = held_until(&server);
+    eventually(SOON, "the orphan was tried again", || held_until(&server) > first);
+    assert_eq!(in_flight(&server).len(), 2);
+    let () = server.connect().del("queue:broken").unwrap();
+    eventually(SOON, "the orphan is back", || {
+        queue(&server, "broken") == [job("orphan")]
+    });
+    proxy.close_all(End::Close);
+    let probe = tracker.record("work", &job("probe"));
+    tracker.engine().ack(probe);
+    eventually(SOON, "the other is back too", || queue(&server, "broken").len() == 2);
+    assert_eq!(tracker.count(warns("queue:broken")), 1);
+    assert_eq!(tracker.count(warns("dead")), 1);
+    assert!(tracker.leave(SOON));
+    assert_at_rest(&server);
+}
+
+#[test]
 fn what_nobody_holds_goes_back_and_what_is_missing_is_recorded_again() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.socket_path(), relay);
@@ -448,10 +488,28 @@ fn in_an_outage_nobody_waits_and_what_still_runs_is_recorded_after_it() {
 }
 
 #[test]
+fn a_connection_that_breaks_once_is_no_outage() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.socket_path(), relay);
+    let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
+    for round in 0..10 {
+        proxy.close_all(End::Close);
+        let handle = tracker.record("work", &job(&format!("j{round}")));
+        tracker.engine().ack(handle);
+    }
+    assert!(tracker.leave(SOON));
+    assert_eq!((tracker.count(is_outage), tracker.count(is_lease_lost)), (0, 0));
+    assert_eq!(queue(&server, "work"), NOTHING);
+    assert_at_rest(&server);
+}
+
+#[test]
 fn one_who_waited_in_vain_stops_the_others_only_until_the_next_answer() {
     let server = RedisServer::start();
     let tracker = engine(&server, "one");
     tracker.record("work", &job("a"));
+    // Until nothing is under way any more, whose answer would count.
+    thread::sleep(STEP);
     tracker.engine().waited_in_vain();
     eventually(Duration::from_secs(5), "Redis was asked again", || {
         tracker.count(is_outage_over) == 1
@@ -629,6 +687,38 @@ fn a_redis_that_refuses_is_quoted_without_secrets() {
     settings.redis.db = 99;
     let text = trouble(settings);
     assert!(text.contains("DB index is out of range"), "{text}");
+}
+
+#[test]
+fn an_engine_logs_in_and_works_in_its_database() {
+    let server = ServerOptions::default().tcp().start();
+    redis::cmd("ACL")
+        .arg("SETUSER")
+        .arg(&["tracker", "on", ">hunter2", "~*", "+@all"])
+        .exec(&mut server.connect())
+        .unwrap();
+    let mut settings = settings(&server.socket_path(), "one");
+    settings.redis.address = Address::Tcp("localhost".into(), server.port().unwrap());
+    settings.redis.db = 3;
+    settings.redis.username = Some("tracker".into());
+    settings.redis.password = Some("hunter2".into());
+    let tracker = Tracker::registered(settings.clone());
+    tracker.record("work", &job("a"));
+    assert_eq!(our_keys(&server), NOTHING.map(|_| String::new()));
+    // Its next connections too.
+    redis::cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "normal"])
+        .exec(&mut server.connect())
+        .unwrap();
+    tracker.record("work", &job("b"));
+    tracker.stop();
+    assert_eq!(reenqueue_orphans(&settings, &Parker::new()).unwrap().requeued, 2);
+    let mut connection = server.connect();
+    redis::cmd("SELECT").arg(3).exec(&mut connection).unwrap();
+    let back: Vec<Vec<u8>> = connection.lrange("queue:work", 0, -1).unwrap();
+    assert_eq!(back, [job("b"), job("a")]);
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut server.connect()).unwrap();
+    assert_eq!(keys, NOTHING.map(|_| String::new()));
 }
 
 #[test]

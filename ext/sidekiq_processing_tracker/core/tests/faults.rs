@@ -28,6 +28,9 @@ use support::tracker::{
 };
 use support::wait::eventually;
 
+/// So many faults a run sees at least.
+const ENOUGH: u64 = 1200;
+
 /// What a run of a job may lead to: how often the job is put back to its queue.
 #[derive(Debug, Clone, Copy)]
 struct Returns {
@@ -104,7 +107,11 @@ impl World {
     }
 
     fn is_over(&self) -> bool {
-        Instant::now() >= self.deadline
+        let late = Instant::now().checked_duration_since(self.deadline);
+        let Some(late) = late else { return false };
+        // A slow machine gets more time to see enough.
+        let enough = self.proxy.counts().faults() >= ENOUGH && self.ledger().tally.contains_key("leases lost");
+        enough || late > Duration::from_secs(30)
     }
 }
 
@@ -271,10 +278,10 @@ impl<'a> Worker<'a> {
         let handle = self.running[at].handle;
         let within = self.rng.up_to(Duration::from_millis(5));
         if self.tracker.is_recorded(handle, within) {
-            // What was told until now may be about this very record.
+            // First the losses before this record, and one after it, which takes it away.
             let before = self.world.ledger().lives[self.life].len();
-            self.running[at].recorded = !self.running[at].lost;
             self.listen();
+            self.running[at].recorded = !self.running[at].lost;
             let same_identity = self.world.ledger().lives[self.life].len() == before;
             // Turns come one after another: what was acked before this job began was acked with its record at the
             // latest.
@@ -456,10 +463,10 @@ struct CutOff {
 }
 
 impl CutOff {
-    /// Whose calls do not get through at the moment: each other period has none.
+    /// Whose calls do not get through at the moment: nobody's for a second, then one engine's for two leases.
     fn victim(&self) -> Option<String> {
-        let period = self.start.elapsed().as_millis() / 1600;
-        (period % 2 == 1).then(|| format!("engine{}:", period / 2 % 3))
+        let at = self.start.elapsed().as_millis();
+        (at % 3000 >= 1000).then(|| format!("engine{}:", at / 3000 % 3))
     }
 }
 
@@ -477,7 +484,7 @@ impl Plan for CutOff {
             {
                 // Some of what it sends still arrives when the cut is over.
                 if request.total.is_multiple_of(8) && lua::may_repeat(request) {
-                    Action::postpone(When::After(Duration::from_millis(1600)))
+                    Action::postpone(When::After(Duration::from_millis(2000)))
                 } else {
                     Action::drop_request()
                 }
@@ -563,7 +570,7 @@ fn nothing_is_lost_under_random_cuts_and_doubled_only_what_may_be() {
     }
     assert_eq!(returned, BTreeMap::new(), "FAULT_SEED={seed}");
     assert_all_kinds(seed, &counts);
-    assert!(counts.faults() > 1000, "{counts}");
+    assert!(counts.faults() >= ENOUGH, "{counts}");
     assert!(stat(&world.server, "requeued") > 0);
     assert!(ledger.tally.contains_key("leases lost"), "{:?}", ledger.tally);
     assert!(ledger.next_job > 500, "{} jobs", ledger.next_job);

@@ -254,6 +254,8 @@ fn a_process_that_stood_still_beyond_its_lease_learns_it_once_and_goes_on() {
     let taken: Vec<Vec<u8>> = (0..2).map(|_| connection.rpop("queue:work", None).unwrap()).collect();
     let owned: Vec<Handle> = taken.iter().map(|payload| survivor.record("work", payload)).collect();
     paused.resume();
+    // A job that others have must not be begun here, whoever asks first after the pause.
+    assert!(!paused.is_recorded(lost, SOON));
     paused.ack(finished);
     eventually(SOON, "it learns of its loss", || paused.told("LeaseLost") == 1);
     let new = paused.identity();

@@ -49,7 +49,6 @@ module Sidekiq
           {
             "hostname" => Socket.gethostname,
             "pid" => Process.pid.to_s,
-            "started_at" => Time.now.to_i.to_s,
             "version" => VERSION,
             "sidekiq_version" => ::Sidekiq::VERSION,
             "ruby_version" => RUBY_VERSION,

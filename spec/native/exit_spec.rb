@@ -1,0 +1,76 @@
+# frozen_string_literal: true
+
+# The process ends while a thread waits in a native call.
+RSpec.describe "the exit of a process with a thread in a native call" do
+  let(:redis) { RedisServer.new }
+
+  # Seconds from the time that the script has written to the end of the process.
+  def exits(code)
+    script = EngineProcess.new(redis, code)
+    start = script.values.last
+    now - start
+  end
+
+  {
+    "await" => "engine = start_engine; handle = engine.track('default', 'job', nil); pause_redis; blocked { engine.await(handle, 60_000) }",
+    "requeue" => "engine = start_engine; handle = recorded(engine, 'job'); pause_redis; blocked { engine.requeue([handle], 60_000) }",
+    "next_event" => "engine = start_engine; blocked { loop { engine.next_event(60_000) } }",
+    "leave" => "engine = start_engine; pause_redis; blocked { engine.leave(60_000) }",
+    "read_key" => "pause_redis; blocked { Native.read_key(SETTINGS[:redis], 'key', 60_000) }",
+    "reenqueue_orphans" => "engine = start_engine; blocked { Native.reenqueue_orphans(SETTINGS) }"
+  }.each do |name, wait|
+    it "is prompt and clean in #{name}" do
+      expect(exits("#{wait}; puts clock; exit")).to be < BlockedThread::PROMPT
+    end
+  end
+
+  it "is prompt and clean with threads in all of them, by exit! too" do
+    wait = <<~RUBY
+      engine = start_engine
+      held = Array.new(3) { |i| recorded(engine, "job \#{i}") }
+      blocked { Native.reenqueue_orphans(SETTINGS) }
+      blocked { loop { engine.next_event(60_000) } }
+      pause_redis
+      blocked { engine.requeue(held, 60_000) }
+      5.times { |i| blocked { engine.await(engine.track("default", "more \#{i}", nil), 60_000) } }
+      puts clock
+    RUBY
+    expect(exits("#{wait} exit!(0)")).to be < BlockedThread::PROMPT
+    redis.resume
+    expect(exits("at_exit { engine = nil; GC.start }; #{wait}")).to be < BlockedThread::PROMPT
+  end
+
+  it "loses nothing: what was held is recovered" do
+    exits("engine = start_engine; recorded(engine, 'job'); blocked { loop { engine.next_event(60_000) } }; puts clock; exit")
+    Queues.identities(redis, namespace: Engines::NAMESPACE).each do |identity|
+      redis.call("ZADD", "#{Engines::NAMESPACE}:instances", 1, identity)
+    end
+    expect(Sidekiq::ProcessingTracker::Native.reenqueue_orphans(Engines.settings(redis))).to include("requeued" => 1)
+    expect(Queues.queued(redis)).to eq(["job"])
+  end
+
+  it "comes at once by a signal to a main thread in a native call" do
+    script = EngineProcess.new(redis, "engine = start_engine; puts clock; loop { engine.next_event(60_000) }")
+    script.value
+    start = now
+    expect(script.process.signal(:TERM).wait.termsig).to eq(Signal.list["TERM"])
+    expect(now - start).to be < BlockedThread::PROMPT
+  end
+
+  it "comes at once by a signal, also when no other Ruby thread is left to pass it on" do
+    # Ruby looks after signals in a thread of its own only if there was no other when the wait began.
+    script = EngineProcess.new(redis, <<~RUBY)
+      engine = start_engine
+      main = Thread.current
+      Thread.new do
+        sleep 0.01 until main.status == "sleep"
+        puts clock
+      end
+      loop { engine.next_event(60_000) }
+    RUBY
+    script.value
+    start = now
+    expect(script.process.signal(:TERM).wait(within: 5).termsig).to eq(Signal.list["TERM"])
+    expect(now - start).to be < BlockedThread::PROMPT
+  end
+end
