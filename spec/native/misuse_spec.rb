@@ -1,8 +1,9 @@
 # frozen_string_literal: true
 
 # Arguments that make no sense raise, and calls in the wrong order do nothing. Nothing crashes.
-RSpec.describe Sidekiq::ProcessingTracker::Native do
-  engine_class = described_class::Engine
+RSpec.describe "a wrong call of the native library" do
+  native = Sidekiq::ProcessingTracker::Native
+  engine_class = native::Engine
   huge = (2**64) - 1
 
   let(:redis) { RedisServer.new }
@@ -26,8 +27,8 @@ RSpec.describe Sidekiq::ProcessingTracker::Native do
         -> { engine.await(nil, 1) }, -> { engine.await(1, nil) }, -> { engine.await("1", 1) }, -> { engine.ack("1") }, -> { engine.ack(nil) },
         -> { engine.release([]) }, -> { engine.requeue(nil, 1) }, -> { engine.requeue(1, 1) }, -> { engine.requeue([nil], 1) },
         -> { engine.requeue([1], "1") }, -> { engine.next_event(nil) }, -> { engine.leave("1") },
-        -> { described_class.namespaced_key(nil, "key") }, -> { described_class.read_key(nil, "key", 1) },
-        -> { described_class.read_key(Engines.target(redis), nil, 1) }, -> { described_class.reenqueue_orphans(nil) },
+        -> { native.namespaced_key(nil, "key") }, -> { native.read_key(nil, "key", 1) },
+        -> { native.read_key(Engines.target(redis), nil, 1) }, -> { native.reenqueue_orphans(nil) },
         -> { engine_class.start(nil) }, -> { engine_class.start(Engines.settings(redis, info: nil)) },
         -> { engine_class.start(Engines.settings(redis, info: {"pid" => 1})) },
         -> { engine_class.start(Engines.settings(redis, interval_ms: "5")) },
@@ -42,7 +43,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Native do
       [
         -> { engine.track("queue", "payload") }, -> { engine.await(1) }, -> { engine.ack }, -> { engine.identity(1) },
         -> { engine.requeue([]) }, -> { engine.next_event }, -> { engine.leave }, -> { engine_class.start },
-        -> { described_class.namespaced_key("a") }, -> { described_class.read_key({}, "key") }
+        -> { native.namespaced_key("a") }, -> { native.read_key({}, "key") }
       ].each { |call| expect(&call).to raise_error(ArgumentError) }
     end
   end
@@ -53,7 +54,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Native do
         [
           -> { engine.await(1, number) }, -> { engine.await(number, 1) }, -> { engine.ack(number) }, -> { engine.release(number) },
           -> { engine.requeue([number], 1) }, -> { engine.requeue([], number) }, -> { engine.next_event(number) },
-          -> { engine.leave(number) }, -> { described_class.read_key(Engines.target(redis), "key", number) },
+          -> { engine.leave(number) }, -> { native.read_key(Engines.target(redis), "key", number) },
           -> { engine_class.start(Engines.settings(redis, interval_ms: number)) },
           -> { engine_class.start(Engines.settings(redis, redis: Engines.target(redis, path: nil, host: "h", port: number))) }
         ].each { |call| expect(&call).to raise_error(RangeError) }
@@ -66,7 +67,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Native do
   it "takes the longest timeouts there are" do
     handle = Engines.recorded(engine, "job")
     expect(engine.await(handle, huge)).to be(true)
-    expect(described_class.read_key(Engines.target(redis, connect_timeout_ms: huge, read_timeout_ms: huge), "none", huge)).to be_nil
+    expect(native.read_key(Engines.target(redis, connect_timeout_ms: huge, read_timeout_ms: huge), "none", huge)).to be_nil
     BlockedThread.blocked { engine.next_event(huge) }.kill.join(10)
     redis.pause
     BlockedThread.blocked { engine.await(engine.track("default", "next", nil), huge) }.kill.join(10)
@@ -91,7 +92,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Native do
     Engines.settings(redis).each_key do |key|
       expect { engine_class.start(Engines.settings(redis).except(key)) }.to raise_error(KeyError, /#{key}/)
     end
-    expect { described_class.read_key({}, "key", 1) }.to raise_error(KeyError)
+    expect { native.read_key({}, "key", 1) }.to raise_error(KeyError)
   end
 
   it "makes no engines but by start" do
@@ -133,11 +134,11 @@ RSpec.describe Sidekiq::ProcessingTracker::Native do
   end
 
   it "builds keys from what is a text, and refuses what is none" do
-    expect(described_class.namespaced_key("größe", "ä".encode("ISO-8859-1"))).to eq("größe:ä")
-    expect(described_class.namespaced_key("n", "ä".encode("UTF-16LE"))).to eq("n:ä")
-    expect(described_class.namespaced_key("n" * 100_000, "k\0")).to eq("#{"n" * 100_000}:k\0")
-    expect { described_class.namespaced_key("\xff", "key") }.to raise_error(EncodingError)
-    expect { described_class.namespaced_key("n", "\xff") }.to raise_error(EncodingError)
+    expect(native.namespaced_key("größe", "ä".encode("ISO-8859-1"))).to eq("größe:ä")
+    expect(native.namespaced_key("n", "ä".encode("UTF-16LE"))).to eq("n:ä")
+    expect(native.namespaced_key("n" * 100_000, "k\0")).to eq("#{"n" * 100_000}:k\0")
+    expect { native.namespaced_key("\xff", "key") }.to raise_error(EncodingError)
+    expect { native.namespaced_key("n", "\xff") }.to raise_error(EncodingError)
     expect { engine.track("queue", "payload", "\xff") }.to raise_error(EncodingError)
   end
 

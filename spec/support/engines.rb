@@ -67,6 +67,7 @@ module Engines
     redis.call("ZADD", "#{NAMESPACE}:instances", lease_end, identity)
     identity
   end
+
   # A clock that is missing would begin with every lease anew.
   def start_clock(redis)
     return if redis.call("EXISTS", "#{NAMESPACE}:clock") == 1

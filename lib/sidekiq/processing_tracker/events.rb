@@ -59,7 +59,7 @@ module Sidekiq
         when "started" then [:info, started(event)]
         when "recovered" then [:info, recovered(event)]
         when "outage"
-          [:error, "cannot reach Redis: #{event["error"]}. Jobs run on, and are recorded as soon as it is back"]
+          [:error, "cannot reach Redis: #{event["error"].chomp(".")}. Jobs run on, and are recorded as soon as it is back"]
         when "outage_over"
           [:info, "reached Redis again after #{format("%.1f", event["seconds"])} s"]
         when "lease_lost" then [:warn, lease_lost(event)]

@@ -81,7 +81,7 @@ impl Claims {
             let wait = if matches!(state.phase, Phase::Left | Phase::Stopped) {
                 return Task::Stop;
             } else if !state.registered {
-                if state.phase == Phase::Leaving && state.was_registered {
+                if state.phase == Phase::Leaving && state.was_registered && state.registry.is_idle() {
                     // The lease was lost on the way out: what it covered is somebody else's already.
                     state.phase = Phase::Left;
                     shared.wake_all(&mut state);

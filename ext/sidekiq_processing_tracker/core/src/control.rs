@@ -74,8 +74,8 @@ impl Control {
             }
             self.link.set_timeout(timeout(state.pace));
             if !state.registered {
-                if state.phase != Phase::Running {
-                    // There is nothing left to leave.
+                if state.phase != Phase::Running && state.registry.is_idle() {
+                    // There is nothing left to leave: no job that is with this process alone.
                     wake = Some(now + state.pace.step);
                 } else if self.beat.is_due(now) {
                     return Task::Register;

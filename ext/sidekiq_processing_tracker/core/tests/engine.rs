@@ -24,7 +24,7 @@ use support::proxy::{relay, Action, End, OnConnect, Plan, Proxy, Request};
 use support::redis_server::{Options as ServerOptions, RedisServer};
 use support::tracker::{
     assert_at_rest, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs, journal,
-    keys, link, our_keys, queue, settings, Tracker, SOON, STEP, TTL,
+    keys, link, our_keys, queue, recover_all, settings, Tracker, SOON, STEP, TTL,
 };
 use support::wait::eventually;
 
@@ -346,7 +346,7 @@ fn reenqueue_orphans_returns_when_all_listed_are_recovered_or_have_renewed() {
     alive.record("work", &job("alive"));
     let start = Instant::now();
     let settings = settings(&server.socket_path(), "console");
-    let report = reenqueue_orphans(&settings, &Parker::new()).unwrap();
+    let report = recover_all(&settings).unwrap();
     // The living engine reaps too: between them they have got both.
     assert_eq!(queue(&server, "work").len(), 2);
     assert_eq!(report.requeued as usize + alive.count(is_recovered), 2);
@@ -355,7 +355,7 @@ fn reenqueue_orphans_returns_when_all_listed_are_recovered_or_have_renewed() {
     assert!(start.elapsed() < SOON);
 
     // Nothing is due: it waits for a sign of life, no longer.
-    let report = reenqueue_orphans(&settings, &Parker::new()).unwrap();
+    let report = recover_all(&settings).unwrap();
     assert_eq!(report.requeued, 0);
     assert!(alive.leave(SOON));
     assert_at_rest(&server);
@@ -365,7 +365,7 @@ fn reenqueue_orphans_returns_when_all_listed_are_recovered_or_have_renewed() {
 fn reenqueue_orphans_alone_keeps_the_clock_going() {
     let server = RedisServer::start();
     let settings = settings(&server.socket_path(), "console");
-    assert_eq!(reenqueue_orphans(&settings, &Parker::new()).unwrap().requeued, 0);
+    assert_eq!(recover_all(&settings).unwrap().requeued, 0);
     let dead = engine(&server, "dead");
     for job in jobs(450) {
         dead.track("work", &job);
@@ -373,7 +373,7 @@ fn reenqueue_orphans_alone_keeps_the_clock_going() {
     dead.record("work", &job("last"));
     let from = dead.identity();
     dead.stop();
-    let report = reenqueue_orphans(&settings, &Parker::new()).unwrap();
+    let report = recover_all(&settings).unwrap();
     assert_eq!((report.requeued, report.stuck, report.unreadable), (451, 0, 0));
     let mut expected = jobs(450);
     expected.push(job("last"));
@@ -396,7 +396,7 @@ fn reenqueue_orphans_does_not_wait_for_what_cannot_be_settled() {
     overwritten.stop();
     let () = server.connect().set("queue:broken", "x").unwrap();
     let () = server.connect().set(&lost, "x").unwrap();
-    let report = reenqueue_orphans(&settings(&server.socket_path(), "console"), &Parker::new()).unwrap();
+    let report = recover_all(&settings(&server.socket_path(), "console")).unwrap();
     assert_eq!((report.requeued, report.stuck), (1, 1));
     assert_eq!(queue(&server, "work"), [job("fine")]);
     assert_eq!(instances(&server).len(), 2);
@@ -431,7 +431,7 @@ fn reenqueue_orphans_says_that_redis_is_away() {
     let settings = settings(&server.socket_path(), "console");
     server.crash();
     let start = Instant::now();
-    let error = reenqueue_orphans(&settings, &Parker::new()).unwrap_err();
+    let error = recover_all(&settings).unwrap_err();
     assert!(matches!(error, Error::Connection(_)), "{error:?}");
     assert!(start.elapsed() < SOON);
 }
@@ -712,7 +712,7 @@ fn an_engine_logs_in_and_works_in_its_database() {
         .unwrap();
     tracker.record("work", &job("b"));
     tracker.stop();
-    assert_eq!(reenqueue_orphans(&settings, &Parker::new()).unwrap().requeued, 2);
+    assert_eq!(recover_all(&settings).unwrap().requeued, 2);
     let mut connection = server.connect();
     redis::cmd("SELECT").arg(3).exec(&mut connection).unwrap();
     let back: Vec<Vec<u8>> = connection.lrange("queue:work", 0, -1).unwrap();
@@ -810,7 +810,7 @@ fn an_overwritten_hash_of_a_living_instance_costs_its_lease_only() {
     assert_eq!(tracker.count(is_lease_lost), 1);
     assert_eq!(queue(&server, "work"), NOTHING);
     // Its old entry goes when its lease has run out.
-    let report = reenqueue_orphans(&settings(&server.socket_path(), "console"), &Parker::new()).unwrap();
+    let report = recover_all(&settings(&server.socket_path(), "console")).unwrap();
     assert_eq!(report.requeued, 0);
     assert_at_rest(&server);
 }

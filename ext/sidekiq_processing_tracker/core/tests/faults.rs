@@ -14,8 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use processing_tracker_core::events::Event;
-use processing_tracker_core::parker::{Parker, Woken};
-use processing_tracker_core::recovery::reenqueue_orphans;
+use processing_tracker_core::parker::Woken;
 use processing_tracker_core::registry::{Handle, Requeueing};
 use redis::Commands;
 use support::lua;
@@ -24,7 +23,8 @@ use support::proxy::{Action, At, Counts, End, Faults, OnConnect, Plan, Proxy, Re
 use support::redis_server::RedisServer;
 use support::rng::{seed, Rng};
 use support::tracker::{
-    assert_at_rest, in_flight, is_lease_lost, is_recovered, job, jobs, journal, queue, settings, stat, Tracker, SOON,
+    assert_at_rest, in_flight, is_lease_lost, is_recovered, job, jobs, journal, queue, recover_all, settings, stat,
+    Tracker, SOON,
 };
 use support::wait::eventually;
 
@@ -580,7 +580,7 @@ fn nothing_is_lost_under_random_cuts_and_doubled_only_what_may_be() {
 #[track_caller]
 fn settle_all(server: &RedisServer) {
     let console = settings(&server.socket_path(), "console");
-    let report = reenqueue_orphans(&console, &Parker::new()).unwrap();
+    let report = recover_all(&console).unwrap();
     assert_eq!((report.stuck, report.unreadable), (0, 0));
     let () = server.connect().del("queue:probes").unwrap();
     assert_eq!(in_flight(server), Vec::<Vec<u8>>::new());

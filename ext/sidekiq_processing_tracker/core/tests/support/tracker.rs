@@ -8,10 +8,11 @@ use processing_tracker_core::engine::{Engine, Recorded};
 use processing_tracker_core::events::{Event, Next};
 use processing_tracker_core::keys::Keys;
 use processing_tracker_core::link::Link;
-use processing_tracker_core::parker::Parker;
-use processing_tracker_core::recovery::reenqueue_orphans;
+use processing_tracker_core::parker::{Parker, Woken};
+use processing_tracker_core::recovery::{reenqueue_orphans, Report};
 use processing_tracker_core::registry::Handle;
 use processing_tracker_core::settings::{Address, Settings, Target};
+use processing_tracker_core::Result;
 use redis::Commands;
 
 use super::redis_server::RedisServer;
@@ -236,11 +237,31 @@ pub fn assert_at_rest(server: &RedisServer) {
         fields == [("call".to_owned(), "0".to_owned())]
     };
     if instances(server).iter().any(is_unused) {
-        reenqueue_orphans(&settings(&server.socket_path(), "at rest"), &Parker::new()).unwrap();
+        recover_all(&settings(&server.socket_path(), "at rest")).unwrap();
     }
     let mut keys = our_keys(server);
     keys.retain(|key| !matches!(key.as_str(), "clock" | "journal" | "stats"));
     assert_eq!(keys, Vec::<String>::new(), "left behind");
+}
+
+/// `reenqueue_orphans`, which a test must not wait for for ever.
+#[track_caller]
+pub fn recover_all(settings: &Settings) -> Result<Report> {
+    let cancel = Parker::new();
+    let watch = std::thread::spawn({
+        let cancel = cancel.clone();
+        move || match cancel.wait(Some(Instant::now() + SOON * 2)) {
+            Woken::Done => true,
+            _ => {
+                cancel.unpark();
+                false
+            }
+        }
+    });
+    let report = reenqueue_orphans(settings, &cancel);
+    cancel.unpark();
+    assert!(watch.join().unwrap(), "recovery does not end: {report:?}");
+    report
 }
 
 /// One total of the recoveries.

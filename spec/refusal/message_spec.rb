@@ -1,0 +1,60 @@
+# frozen_string_literal: true
+
+# Where a key of the tracker holds something else, a person has to be told which.
+RSpec.describe "the message about a key that holds something else" do
+  let(:redis) { RedisServer.new }
+  let(:engine) { Engines.start_engine(redis, **Engines.fast) }
+
+  def ruin(name)
+    key = "#{Engines::NAMESPACE}:#{name}"
+    redis.call("DEL", key)
+    redis.call("SET", key, "something else")
+    key
+  end
+
+  # What the engine has to tell, up to this kind of event.
+  def event(kind)
+    eventually("an event of the kind #{kind}") do
+      event = engine.next_event(1_000)
+      event if event && event["kind"] == kind
+    end
+  end
+
+  it "names the clock" do
+    engine
+    key = ruin("clock")
+    expect(event("outage")["error"]).to include(key)
+  end
+
+  it "names the list of instances" do
+    engine
+    key = ruin("instances")
+    expect(event("outage")["error"]).to include(key)
+  end
+
+  it "names the in-flight hash" do
+    key = ruin("inflight:#{engine.identity}")
+    expect(event("outage")["error"]).to include(key)
+  end
+
+  it "names the info, where the mark of a class cannot be written" do
+    key = ruin("info:#{engine.identity}")
+    engine.track("default", "job", "Marked")
+    expect(event("outage")["error"]).to include(key)
+  end
+
+  %w[journal stats].each do |name|
+    it "names the #{name}, where an orphan is put back that it does not tell of" do
+      engine
+      key = ruin(name)
+      Engines.orphan(redis, JSON.generate("jid" => "j1", "class" => "A"))
+      expect(event("warning")["message"]).to include(key)
+    end
+  end
+
+  it "says nothing of scripts and their lines" do
+    engine
+    ruin("clock")
+    expect(event("outage")["error"]).not_to match(/user_script|\h{40}/)
+  end
+end
