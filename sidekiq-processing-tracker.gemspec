@@ -34,6 +34,6 @@ Gem::Specification.new do |spec|
   spec.require_paths = ["lib"]
   spec.extensions = ["ext/sidekiq_processing_tracker/extconf.rb"]
 
-  spec.add_dependency "rb_sys", ">= 0.9.87"
+  spec.add_dependency "rb_sys", "~> 0.9", ">= 0.9.87"
   spec.add_dependency "sidekiq", ">= 6.5", "< 9"
 end

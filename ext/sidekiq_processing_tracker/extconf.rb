@@ -9,6 +9,7 @@ create_rust_makefile("sidekiq/processing_tracker/native") do |config|
   # An installed gem is built from the versions it was released with, and keeps nothing of the build.
   if config.rubygems_invoked?
     config.extra_cargo_args << "--locked"
-    config.rubygems_clean_dirs << "target"
+    # Make expands these: the copy of the library (it is installed by then), and the mark that its folder exists.
+    config.rubygems_clean_dirs.push("target", "$(DLLIB)", "$(TIMESTAMP_DIR)/.*.time")
   end
 end

@@ -17,6 +17,7 @@ require_relative "processing_tracker/sidekiq/processor"
 require_relative "processing_tracker/sidekiq/middleware"
 require_relative "processing_tracker/sidekiq/lifecycle"
 
+# Sidekiq's own namespace.
 module Sidekiq
   # Keeps every marked job in Redis while it runs, so that it is run again elsewhere when its process dies.
   #
@@ -127,16 +128,19 @@ module Sidekiq
 
       # Recovers the jobs of every process whose lease has run out, and of those whose lease runs out meanwhile.
       # Returns once every process that was listed at the call was recovered or has renewed its lease, which takes
-      # up to `heartbeat_ttl` and a step. Works from any process that has the gem, so from a console too.
+      # up to `heartbeat_ttl` and a step. Works from any process that has the gem, so from a console too. Logs a line for
+      # each job that comes back, and one for the sum.
       #
-      # @return [Hash{Symbol => Integer}] jobs by outcome, like `{requeued: 3}`
+      # @return [Hash{Symbol => Integer}] how many jobs are back in their queues, and how many cannot be put back
+      #   (docs/operations.md, *Stuck jobs*): `{requeued: 3, stuck: 0}`
       # @raise [ConfigurationError] when a setting cannot be used
       # @raise [ConnectionError] when Redis cannot be reached
       def reenqueue_orphans!
-        outcomes = Native.reenqueue_orphans(Settings.build(config)).transform_keys(&:to_sym)
-        counts = outcomes.empty? ? "nothing to do" : outcomes.map { |name, count| "#{name}=#{count}" }.join(" ")
-        Log.write(:info, "reenqueue_orphans!: #{counts}")
-        outcomes
+        result = Native.reenqueue_orphans(Settings.build(config))
+        result.fetch("events").each { |event| Events.log(event) }
+        counts = {requeued: result.fetch("requeued"), stuck: result.fetch("stuck")}
+        Log.write(:info, "reenqueue_orphans!: #{counts.map { |outcome, count| "#{outcome}=#{count}" }.join(" ")}")
+        counts
       end
 
       private

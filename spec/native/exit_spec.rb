@@ -3,6 +3,18 @@
 # The process ends while a thread waits in a native call.
 RSpec.describe "the exit of a process with a thread in a native call" do
   let(:redis) { RedisServer.new }
+  # A thread in each native call, but for leave, after which the others have nothing to wait for.
+  let(:waits) { <<~RUBY }
+    engine = start_engine
+    held = Array.new(3) { |i| recorded(engine, "job \#{i}") }
+    blocked { Native.reenqueue_orphans(SETTINGS) }
+    blocked { loop { engine.next_event(60_000) } }
+    pause_redis
+    blocked { engine.requeue(held, 60_000) }
+    blocked { Native.read_key(SETTINGS[:redis], "key", 60_000) }
+    5.times { |i| blocked { engine.await(engine.track("default", "more \#{i}", nil), 60_000) } }
+    puts clock
+  RUBY
 
   # Seconds from the time that the script has written to the end of the process.
   def exits(code)
@@ -11,33 +23,20 @@ RSpec.describe "the exit of a process with a thread in a native call" do
     now - start
   end
 
-  {
-    "await" => "engine = start_engine; handle = engine.track('default', 'job', nil); pause_redis; blocked { engine.await(handle, 60_000) }",
-    "requeue" => "engine = start_engine; handle = recorded(engine, 'job'); pause_redis; blocked { engine.requeue([handle], 60_000) }",
-    "next_event" => "engine = start_engine; blocked { loop { engine.next_event(60_000) } }",
-    "leave" => "engine = start_engine; pause_redis; blocked { engine.leave(60_000) }",
-    "read_key" => "pause_redis; blocked { Native.read_key(SETTINGS[:redis], 'key', 60_000) }",
-    "reenqueue_orphans" => "engine = start_engine; blocked { Native.reenqueue_orphans(SETTINGS) }"
-  }.each do |name, wait|
-    it "is prompt and clean in #{name}" do
-      expect(exits("#{wait}; puts clock; exit")).to be < BlockedThread::PROMPT
-    end
+  it "is prompt and clean by exit" do
+    expect(exits("#{waits} exit")).to be < BlockedThread::PROMPT
   end
 
-  it "is prompt and clean with threads in all of them, by exit! too" do
-    wait = <<~RUBY
-      engine = start_engine
-      held = Array.new(3) { |i| recorded(engine, "job \#{i}") }
-      blocked { Native.reenqueue_orphans(SETTINGS) }
-      blocked { loop { engine.next_event(60_000) } }
-      pause_redis
-      blocked { engine.requeue(held, 60_000) }
-      5.times { |i| blocked { engine.await(engine.track("default", "more \#{i}", nil), 60_000) } }
-      puts clock
-    RUBY
-    expect(exits("#{wait} exit!(0)")).to be < BlockedThread::PROMPT
-    redis.resume
-    expect(exits("at_exit { engine = nil; GC.start }; #{wait}")).to be < BlockedThread::PROMPT
+  it "is prompt and clean by exit!" do
+    expect(exits("#{waits} exit!(0)")).to be < BlockedThread::PROMPT
+  end
+
+  it "is prompt and clean at the end of the script, with a last garbage collection" do
+    expect(exits("at_exit { engine = nil; GC.start }; #{waits}")).to be < BlockedThread::PROMPT
+  end
+
+  it "is prompt and clean in leave" do
+    expect(exits("engine = start_engine; pause_redis; blocked { engine.leave(60_000) }; puts clock; exit")).to be < BlockedThread::PROMPT
   end
 
   it "loses nothing: what was held is recovered" do

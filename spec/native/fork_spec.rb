@@ -28,7 +28,7 @@ RSpec.describe "a fork" do
       engine.await(handle, 0) || raise("no record")
       puts reader.gets
     RUBY
-    expect(answers).to match([nil, nil, false, nil, nil, [Integer, 7], "stopped", nil, false, be < 1])
+    expect(answers).to match([nil, nil, false, nil, nil, {"unrecorded" => [Integer, 7], "pending" => []}, "stopped", nil, false, be < 1])
   end
 
   {

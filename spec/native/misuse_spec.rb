@@ -72,7 +72,7 @@ RSpec.describe "a wrong call of the native library" do
     redis.pause
     BlockedThread.blocked { engine.await(engine.track("default", "next", nil), huge) }.kill.join(10)
     redis.resume
-    expect(engine.requeue([handle], huge)).to be_empty
+    expect(engine.requeue([handle], huge)["unrecorded"]).to be_empty
     expect(engine.leave(huge)).to be(true)
   end
 
@@ -117,7 +117,7 @@ RSpec.describe "a wrong call of the native library" do
     payloads.last.freeze
     handles = payloads.map { |payload| Engines.recorded(engine, payload, queue: "q \n\xff") }
     expect(Engines.held(redis, engine).map(&:b)).to match_array(payloads.map(&:b))
-    expect(engine.requeue(handles, 10_000)).to be_empty
+    expect(engine.requeue(handles, 10_000)["unrecorded"]).to be_empty
     expect(Queues.queued(redis, queue: "q \n\xff").map(&:b)).to match_array(payloads.map(&:b))
     expect(payloads[3]).to eq("größe")
   end
@@ -144,23 +144,29 @@ RSpec.describe "a wrong call of the native library" do
 
   it "does nothing for handles that it does not know" do
     [0, 12_345, huge].each do |handle|
-      expect([engine.ack(handle), engine.release(handle), engine.requeue([handle, handle], 10_000)]).to eq([nil, nil, []])
+      expect([engine.ack(handle), engine.release(handle), engine.requeue([handle, handle], 10_000)])
+        .to eq([nil, nil, {"unrecorded" => [], "pending" => []}])
       BlockedThread.promptly { engine.await(handle, 60_000) }
     end
-    expect(engine.requeue([], 60_000)).to be_empty
+    expect(engine.requeue([], 60_000)["unrecorded"]).to be_empty
   end
 
   it "does each thing to a job once" do
     acked = Engines.recorded(engine, "acked")
     3.times { engine.ack(acked) }
     engine.release(acked)
-    expect(engine.requeue([acked, acked], 10_000)).to be_empty
+    expect(engine.requeue([acked, acked], 10_000)["unrecorded"]).to be_empty
     requeued = Engines.recorded(engine, "requeued")
-    expect(engine.requeue([requeued, requeued], 10_000)).to be_empty
+    expect(engine.requeue([requeued, requeued], 10_000)["unrecorded"]).to be_empty
     engine.ack(requeued)
     engine.release(requeued)
     expect(engine.leave(10_000)).to be(true)
     expect(Queues.queued(redis)).to eq(["requeued"])
+  end
+
+  it "leaves nothing behind when it leaves in the moment in which it registers" do
+    left = Array.new(20) { engine_class.start(Engines.settings(redis)).leave(10_000) }
+    expect([left.uniq, Queues.identities(redis, namespace: Engines::NAMESPACE)]).to eq([[true], []])
   end
 
   it "does no harm after leave" do
@@ -170,10 +176,10 @@ RSpec.describe "a wrong call of the native library" do
     BlockedThread.promptly do
       engine.ack(acked)
       engine.release(held)
-      expect(engine.requeue([requeued], 60_000)).to be_empty
+      expect(engine.requeue([requeued], 60_000)["unrecorded"]).to be_empty
       late = engine.track("default", "late", "Late")
       expect(engine.await(late, 60_000)).to be(false)
-      expect(engine.requeue([late], 60_000)).to eq([late])
+      expect(engine.requeue([late], 60_000)["unrecorded"]).to eq([late])
       engine.touch
       expect(engine.next_event(60_000)).to eq(:stopped)
       expect(engine.leave(60_000)).to be(true)
@@ -191,7 +197,7 @@ RSpec.describe "a wrong call of the native library" do
       expect(engine.leave(60_000)).to be(false)
       late = engine.track("default", "late", nil)
       expect(engine.await(late, 60_000)).to be(false)
-      expect(engine.requeue([late], 60_000)).to eq([late])
+      expect(engine.requeue([late], 60_000)["unrecorded"]).to eq([late])
       engine.ack(handle)
       expect(engine.next_event(60_000)).to eq(:stopped).or include("kind" => "outage")
     end
@@ -201,6 +207,6 @@ RSpec.describe "a wrong call of the native library" do
     handle = Engines.recorded(engine, "job")
     redis.pause
     expect(engine.leave(50)).to be(false)
-    BlockedThread.promptly { expect(engine.requeue([handle], 3_000)).to be_empty }
+    BlockedThread.promptly { expect(engine.requeue([handle], 3_000)["unrecorded"]).to be_empty }
   end
 end

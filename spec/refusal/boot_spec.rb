@@ -17,7 +17,7 @@ RSpec.describe "booting Sidekiq with a Redis that refuses the tracker" do
   it "names a password that is refused, and does not show it" do
     redis.call("ACL", "SETUSER", "tracker", "on", ">another", "~*", "+@all")
     expect(boot({path: redis.socket, username: "tracker", password: "s3cret"})).to match(
-      /redis_options \(unix:#{redis.socket} db 0\) cannot be compared with Sidekiq's Redis: Redis refused the username or password/
+      /redis_options \(unix:#{redis.socket} db 0\) cannot be compared with Sidekiq's Redis: unix:.* db 0: Redis refused the username or password/
     )
   end
 

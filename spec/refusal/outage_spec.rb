@@ -149,7 +149,7 @@ RSpec.describe "a Redis that begins to refuse" do
     first = tracked_job
     jobs = %w[clock instances].map do |name|
       job = nil
-      outage(/WRONGTYPE/, "WRONGTYPE",
+      outage(/#{key[name]} holds a string/, "WRONGTYPE",
         ruins: -> { redis.call("DEL", key[name]) && redis.call("SET", key[name], "something else") },
         mends: -> { redis.call("DEL", key[name]) }) { job = works_on }
       job
@@ -163,12 +163,13 @@ RSpec.describe "a Redis that begins to refuse" do
     first = tracked_job
     before = sidekiq.identity
     name = key["inflight:#{before}"]
-    job = nil
-    outage(/WRONGTYPE/, "WRONGTYPE",
-      ruins: -> { redis.call("DEL", name) && redis.call("SET", name, "something else") },
-      mends: -> { redis.call("DEL", name) }) { job = works_on }
+    redis.call("DEL", name)
+    redis.call("SET", name, "something else")
     sidekiq.wait_for_log(/WARN.*lost the lease of #{before}, goes on as \S+\. .*#{first}/)
-    eventually("the record of what began meanwhile") { held == [job] }
+    sidekiq.wait_for_log(/WARN.*#{name} of the dead instance .* holds something that is no hash/)
+    redis.call("DEL", name)
+    job = works_on
+    eventually("the record of what began afterwards") { held == [job] }
     eventually("the end of the identity before") { !Queues.identities(redis).include?(before) }
     expect_good_end(first, job)
   end

@@ -22,10 +22,17 @@ module Sidekiq
       # Every option, in the order in which {#inspect} shows them.
       OPTIONS = [*ENVIRONMENT.keys, :redis_options, :logger].freeze
 
+      # Prefix of every key.
       DEFAULT_NAMESPACE = "sidekiq_processing"
+      # Seconds.
       DEFAULT_HEARTBEAT_INTERVAL = 5
+      # Seconds. The least; see {TTL_IN_INTERVALS}.
       DEFAULT_HEARTBEAT_TTL = 30
+      # Seconds.
       DEFAULT_RECOVERY_LOCK_TTL = 300
+
+      # Seconds. More beats than these cost Redis more than they gain.
+      SHORTEST_HEARTBEAT_INTERVAL = 0.05
 
       # The lease has to outlive some heartbeats, so its default follows the interval.
       TTL_IN_INTERVALS = 6
@@ -33,6 +40,7 @@ module Sidekiq
       # A year. Longer is surely a mistake, and the sum of two still fits every number on the way to Redis.
       LONGEST = 31_536_000
 
+      # What the option `track` may be.
       TRACK = %i[marked all].freeze
 
       # Labels become parts of Redis keys that are also used in patterns: no spaces, control or glob characters.
@@ -69,7 +77,8 @@ module Sidekiq
         fixed(:instance_id) { label(:instance_id) { Socket.gethostname } }
       end
 
-      # @param value [Numeric, String, nil] seconds, fractions allowed; nil: HEARTBEAT_INTERVAL, else 5
+      # @param value [Numeric, String, nil] seconds, from 0.05, fractions allowed; nil: HEARTBEAT_INTERVAL,
+      #   else 5
       def heartbeat_interval=(value)
         set(:heartbeat_interval, value)
       end
@@ -78,9 +87,8 @@ module Sidekiq
       # @raise [ConfigurationError]
       def heartbeat_interval
         fixed(:heartbeat_interval) do
-          number(:heartbeat_interval, "a number of seconds above 0, fractions allowed, at most #{LONGEST}") { |value|
-            value.positive?
-          } || DEFAULT_HEARTBEAT_INTERVAL
+          allowed = "a number of seconds from #{SHORTEST_HEARTBEAT_INTERVAL} to #{LONGEST}, fractions allowed"
+          number(:heartbeat_interval, allowed) { |value| value >= SHORTEST_HEARTBEAT_INTERVAL } || DEFAULT_HEARTBEAT_INTERVAL
         end
       end
 
@@ -126,10 +134,10 @@ module Sidekiq
 
       # @param value [String, Hash, nil] a Redis URL, or a Hash as Sidekiq takes it; nil: Sidekiq's own settings
       def redis_options=(value)
-        set(:redis_options, value)
+        set(:redis_options, frozen_copy(value))
       end
 
-      # @return [String, Hash, nil] as it was set; {RedisSettings.from_options} checks what is in it
+      # @return [String, Hash, nil] a frozen copy of what was set; {RedisSettings.from_options} checks what is in it
       # @raise [ConfigurationError] when it is neither a String nor a Hash
       def redis_options
         fixed(:redis_options) do
@@ -204,10 +212,20 @@ module Sidekiq
       def set(option, value)
         if fixed?
           raise ConfigurationError,
-            "#{option} cannot be changed while the engine runs (it stays #{show(option, @fixed[option])}): " \
+            "#{option} cannot be changed while the engine runs (it stays #{show(option, public_send(option))}): " \
             "set it before Sidekiq starts"
         end
         @values[option] = value
+      end
+
+      # What its giver changes later must change nothing here. A Proc stays what it is, as does what cannot be used.
+      def frozen_copy(value)
+        case value
+        when String then value.dup.freeze
+        when Array then value.map { |part| frozen_copy(part) }.freeze
+        when Hash then value.to_h { |key, part| [frozen_copy(key), frozen_copy(part)] }.freeze
+        else value
+        end
       end
 
       # @return [Array(Object, String)] the value, and what to call it in a message

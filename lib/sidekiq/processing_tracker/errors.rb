@@ -14,9 +14,6 @@ module Sidekiq
     # Redis gave a reply that makes no sense to the tracker.
     class ProtocolError < Error; end
 
-    # This process's lease ran out, so its jobs may have been given to another one.
-    class LeaseLost < Error; end
-
     # A fault in the native library itself. Please report it.
     class InternalError < Error; end
   end

@@ -6,7 +6,8 @@ module Sidekiq
   module ProcessingTracker
     # Marks a job class as tracked: the same as `sidekiq_options processing: true`.
     #
-    # Works in a Sidekiq job, before or after `include Sidekiq::Job`, in an ActiveJob class, and for subclasses.
+    # Works in a Sidekiq job, before or after `include Sidekiq::Job`, in an ActiveJob class, and for subclasses. In a
+    # module it marks every class that includes the module, since applications keep what their jobs share in one.
     # A class that says `sidekiq_options processing: false` itself is not tracked.
     #
     #   class PaymentJob
@@ -17,24 +18,43 @@ module Sidekiq
       # The option's name, in a class and in a payload.
       OPTION = "processing"
 
-      # @api private
-      def self.included(base)
-        super
-        # Rails includes the options into ActiveJob by itself; without it they may still be missing.
-        base.include(::Sidekiq::Job::Options) if !base.respond_to?(:sidekiq_options) && active_job?(base)
+      class << self
+        # @api private
+        def included(base)
+          super
+          base.is_a?(Class) ? mark(base) : base.singleton_class.prepend(Passing)
+        end
 
-        if base.respond_to?(:sidekiq_options)
-          base.sidekiq_options(OPTION => true)
-        else
-          # Sidekiq::Job comes later and will reset the class's options, so nothing can be stored in them yet.
+        # @api private
+        # @raise [ArgumentError] always: an extended class would not be marked
+        def extended(base)
+          refuse("extend", base)
+        end
+
+        # @api private
+        # @raise [ArgumentError] always: a class that prepends it would not be marked
+        def prepended(base)
+          refuse("prepend", base)
+        end
+
+        private
+
+        def mark(base)
+          # Rails includes the options into ActiveJob by itself; without it they may still be missing.
+          base.include(::Sidekiq::Job::Options) if !base.respond_to?(:sidekiq_options) && active_job?(base)
+          base.sidekiq_options(OPTION => true) if base.respond_to?(:sidekiq_options)
+          # Sidekiq::Job resets the options of a class that includes it later, and of a subclass that includes it again.
           base.singleton_class.prepend(DefaultOption)
         end
-      end
 
-      def self.active_job?(base)
-        defined?(::ActiveJob::Base) && base <= ::ActiveJob::Base
+        def active_job?(base)
+          defined?(::ActiveJob::Base) && base <= ::ActiveJob::Base
+        end
+
+        def refuse(verb, base)
+          raise ArgumentError, "#{verb} #{name} marks nothing: use `include #{name}` in #{base.is_a?(Module) ? base : base.class}"
+        end
       end
-      private_class_method :active_job?
 
       # Adds the option to what the class says itself.
       #
@@ -42,8 +62,21 @@ module Sidekiq
       module DefaultOption
         # @return [Hash{String => Object}]
         def get_sidekiq_options
-          options = super
+          options = defined?(super) ? super : {}
           options.key?(OPTION) ? options : options.merge(OPTION => true)
+        end
+      end
+
+      # Prepended to the singleton class of a module that includes Worker: hands the mark on. Beside the module's own
+      # `included`, whatever that is (a Concern's takes no class and a block).
+      #
+      # @api private
+      module Passing
+        private
+
+        def included(base = nil, &block)
+          super
+          Worker.included(base) if base
         end
       end
     end

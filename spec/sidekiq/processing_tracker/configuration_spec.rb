@@ -58,7 +58,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
       ["abc", "", "5s", "1,5", "0x10", "1_000", " ", "NaN", "Infinity", "5 5"].each do |text|
         with_environment("HEARTBEAT_INTERVAL" => text) do
           expect { config.heartbeat_interval }
-            .to refuse("heartbeat_interval (from HEARTBEAT_INTERVAL)", text, "a number of seconds above 0")
+            .to refuse("heartbeat_interval (from HEARTBEAT_INTERVAL)", text, "a number of seconds from 0.05")
         end
         with_environment("HEARTBEAT_TTL" => text) do
           expect { config.heartbeat_ttl }.to refuse("heartbeat_ttl (from HEARTBEAT_TTL)", text, "a whole number of seconds")
@@ -106,10 +106,10 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
   end
 
   describe "numbers" do
-    [0, -1, 0.0, -0.1, Float::NAN, Float::INFINITY, 1e12, Complex(1, 1), "0", "x", :five, true, [5]].each do |value|
+    [0, -1, 0.0, -0.1, 0.049, Rational(1, 21), "0.01", Float::NAN, Float::INFINITY, 1e12, Complex(1, 1), "0", "x", :five, true, [5]].each do |value|
       it "refuses #{value.inspect} as the interval" do
         config.heartbeat_interval = value
-        expect { config.heartbeat_interval }.to refuse(:heartbeat_interval, value, "a number of seconds above 0")
+        expect { config.heartbeat_interval }.to refuse(:heartbeat_interval, value, "a number of seconds from 0.05")
       end
     end
 
@@ -123,7 +123,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
     end
 
     it "takes fractions, Rationals and text" do
-      {0.001 => 0.001, 2.5 => 2.5, 5.0 => 5, Rational(1, 4) => 0.25, "1.5" => 1.5, "2" => 2, ".5" => 0.5}.each do |value, read|
+      {0.05 => 0.05, 2.5 => 2.5, 5.0 => 5, Rational(1, 4) => 0.25, "1.5" => 1.5, "2" => 2, ".5" => 0.5}.each do |value, read|
         config.heartbeat_interval = value
         expect(config.heartbeat_interval).to eql(read)
       end
@@ -180,6 +180,31 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
     end
   end
 
+  describe "redis_options that are changed later" do
+    let(:options) { {:url => +"redis://host", "sentinels" => [{host: +"one"}], :password => -> { "secret" }} }
+
+    it "stay what they were when they were set" do
+      config.redis_options = options
+      options[:url].replace("redis://other")
+      options["sentinels"].first[:host] << "more"
+      options["sentinels"] << {host: "two"}
+      options[:db] = 5
+      expect(config.redis_options).to eq(:url => "redis://host", "sentinels" => [{host: "one"}], :password => options[:password])
+
+      url = +"redis://host"
+      config.redis_options = url
+      url << "/5"
+      expect(config.redis_options).to eq("redis://host")
+    end
+
+    it "cannot be changed by way of the reader either" do
+      config.redis_options = options
+      read = config.redis_options
+      expect([read, read[:url], read["sentinels"], *read["sentinels"], read["sentinels"].first[:host]]).to all(be_frozen)
+      expect(options.values_at(:url, "sentinels")).to all(satisfy { |part| !part.frozen? })
+    end
+  end
+
   describe "#fix" do
     before { config.namespace = "before" }
 
@@ -204,6 +229,16 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
         expect(error.message).to include("redis://host:6379/0")
         expect(error.message).not_to include("secret")
       }
+    end
+
+    it "names the logger that stays" do
+      config.fix
+      expect { config.logger = Logger.new(IO::NULL) }
+        .to raise_error(Sidekiq::ProcessingTracker::ConfigurationError, /\(it stays #{Sidekiq.logger.class}\)/)
+      config.release
+      config.logger = Class.new(Logger).new(IO::NULL)
+      config.fix
+      expect { config.logger = nil }.to raise_error(Sidekiq::ProcessingTracker::ConfigurationError, /\(it stays #<Class/)
     end
 
     it "holds until #release" do

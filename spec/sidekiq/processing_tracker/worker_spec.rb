@@ -60,6 +60,82 @@ RSpec.describe Sidekiq::ProcessingTracker::Worker do
     end
   end
 
+  it "marks a subclass that includes Sidekiq::Job again, which resets its options" do
+    [[Sidekiq::Job, described_class], [described_class, Sidekiq::Job]].each do |modules|
+      parent = Class.new { modules.each { |mod| include mod } }
+      child = Class.new(parent) do
+        include Sidekiq::Job
+
+        sidekiq_options queue: "low"
+      end
+      expect(child.get_sidekiq_options).to include("processing" => true, "queue" => "low")
+      expect(payload(child)).to include("processing" => true)
+      expect(option(Class.new(child) { sidekiq_options processing: false })).to be(false)
+    end
+  end
+
+  it "marks every class that includes a module with it, whatever that module does itself" do
+    seen = []
+    plain = Module.new { include Sidekiq::ProcessingTracker::Worker }
+    telling = Module.new do
+      include Sidekiq::ProcessingTracker::Worker
+      define_singleton_method(:included) { |base| seen << base }
+    end
+    # As those of ActiveSupport::Concern: with a block it is a declaration.
+    declaring = Module.new do
+      include Sidekiq::ProcessingTracker::Worker
+      define_singleton_method(:included) { |base = nil, &block| block ? seen << block : super(base) }
+      included { nil }
+    end
+    nested = Module.new { include plain }
+
+    [plain, telling, declaring, nested].each do |mod|
+      [[Sidekiq::Job, mod], [mod, Sidekiq::Job]].each do |modules|
+        job_class = Class.new { modules.each { |one| include one } }
+        expect(option(job_class)).to be(true)
+        expect(payload(job_class)).to include("processing" => true)
+      end
+      expect(mod).not_to respond_to(:get_sidekiq_options)
+    end
+    expect(seen).to match([Proc, Class, Class])
+  end
+
+  it "marks a class that includes a Concern with it" do
+    begin
+      require "active_support/concern"
+    rescue LoadError
+      skip "activesupport is not installed"
+    end
+
+    concern = Module.new do
+      extend ActiveSupport::Concern
+
+      include Sidekiq::Job
+      include Sidekiq::ProcessingTracker::Worker
+
+      included { sidekiq_options queue: "low" }
+    end
+    outer = Module.new do
+      extend ActiveSupport::Concern
+
+      include concern
+    end
+    [concern, outer].each do |mod|
+      job_class = Class.new { include mod }
+      expect(job_class.get_sidekiq_options).to include("processing" => true, "queue" => "low")
+    end
+  end
+
+  it "is refused where it would mark nothing" do
+    expect { Class.new { extend Sidekiq::ProcessingTracker::Worker } }
+      .to raise_error(ArgumentError, /\Aextend Sidekiq::ProcessingTracker::Worker marks nothing: use `include /)
+    expect { Class.new { prepend Sidekiq::ProcessingTracker::Worker } }.to raise_error(ArgumentError, /\Aprepend .* marks nothing/)
+  end
+
+  it "breaks no class that is no job" do
+    expect(Class.new { include Sidekiq::ProcessingTracker::Worker }.get_sidekiq_options).to eq("processing" => true)
+  end
+
   it "marks no other class" do
     Class.new do
       include Sidekiq::Job

@@ -63,11 +63,15 @@ impl Claims {
                 self.shared.link_works(Which::Claims);
             }
             Err(error) => {
-                self.link.discard();
-                let pace = self.shared.state().pace;
+                let (pace, identity) = {
+                    let state = self.shared.state();
+                    (state.pace, state.identity.clone())
+                };
                 if self.attempts.failed(pace) {
+                    let error = scripts::explain(&mut self.link, &self.shared.keys, &identity, &error);
                     self.shared.link_failed(Which::Claims, &error);
                 }
+                self.link.discard();
             }
         }
         true
@@ -81,12 +85,7 @@ impl Claims {
             let wait = if matches!(state.phase, Phase::Left | Phase::Stopped) {
                 return Task::Stop;
             } else if !state.registered {
-                if state.phase == Phase::Leaving && state.was_registered && state.registry.is_idle() {
-                    // The lease was lost on the way out: what it covered is somebody else's already.
-                    state.phase = Phase::Left;
-                    shared.wake_all(&mut state);
-                    return Task::Stop;
-                }
+                // The control thread registers, or ends it all.
                 SWEEP_EVERY
             } else if !self.attempts.is_due(now) {
                 self.attempts.at.map_or(LINGER, |at| at.saturating_duration_since(now))
@@ -135,6 +134,8 @@ impl Claims {
             }
             wait = wait.min(company);
         } else if leaving && self.swept_last {
+            // Drawn up under the lock that says there is nothing else: what comes later comes too late for the process.
+            self.last_call = Some(state.registry.last_call());
             return Ok(Task::Leave(identity));
         } else if leaving {
             return Ok(Task::Sweep(identity));
@@ -194,9 +195,9 @@ impl Claims {
 
     fn leave(&mut self, identity: &str) -> crate::Result<()> {
         let shared = self.shared.clone();
-        let (acks, held) = self
-            .last_call
-            .get_or_insert_with(|| shared.state().registry.last_call());
+        let Some((acks, held)) = &self.last_call else {
+            return Ok(());
+        };
         failpoint::reach("before_leave");
         let left = scripts::leave(&mut self.link, &shared.keys, identity, acks, held)?;
         failpoint::reach("after_leave");

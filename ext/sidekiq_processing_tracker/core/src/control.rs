@@ -3,7 +3,7 @@
 //! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
 
 use crate::engine::{Link as Which, Phase, Sent, Shared};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::identity;
 use crate::link::Link;
 use crate::recovery::{Progress, Reaper, Recovery};
@@ -25,6 +25,10 @@ struct Control {
     recovery: Option<Recovery>,
     /// Whether another instance may be due.
     look: bool,
+    /// How long a call for recovery takes at the worst; falls slowly.
+    slowest: Duration,
+    /// When the instance was registered last.
+    registered: Option<Instant>,
     /// The last beat that was answered, and how long after it the next one is due.
     gap: (Option<Instant>, Duration),
     last_progress: Option<Instant>,
@@ -47,6 +51,8 @@ impl Control {
             recover: Attempts::default(),
             recovery: None,
             look: false,
+            slowest: Duration::ZERO,
+            registered: None,
             gap: (None, Duration::ZERO),
             last_progress: None,
         }
@@ -75,8 +81,13 @@ impl Control {
             self.link.set_timeout(timeout(state.pace));
             if !state.registered {
                 if state.phase != Phase::Running && state.registry.is_idle() {
-                    // There is nothing left to leave: no job that is with this process alone.
-                    wake = Some(now + state.pace.step);
+                    // There is nothing left to leave: no lease, and no job that is with this process alone.
+                    state.left_cleanly = !state.was_registered;
+                    state.phase = Phase::Left;
+                    shared.wake_all(&mut state);
+                    return Task::Stop;
+                } else if let Some(soon) = self.too_soon(now, state.pace) {
+                    wake = Some(soon);
                 } else if self.beat.is_due(now) {
                     return Task::Register;
                 }
@@ -92,10 +103,11 @@ impl Control {
                 }
                 wake = Some(due.max(now));
                 if state.phase == Phase::Running && (self.recovery.is_some() || self.look) {
-                    if self.recover.is_due(now) {
+                    // A call that takes as long as the slowest one must not make the beat late.
+                    if self.recover.is_due(now) && now + self.slowest.min(timeout(state.pace)) <= due {
                         return Task::Recover(state.identity.clone(), state.pace);
                     }
-                    wake = earlier(wake, self.recover.at);
+                    wake = earlier(wake, self.recover.at.filter(|at| *at > now));
                 }
             }
             if !self.beat.is_due(now) {
@@ -108,6 +120,14 @@ impl Control {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+
+    /// When the next registration may be, if not now. Where a lease is lost as soon as it is had, something takes it away
+    /// again and again, and a new identity each time would fill Redis with them.
+    fn too_soon(&self, now: Instant, pace: Pace) -> Option<Instant> {
+        self.registered
+            .map(|last| last + pace.pause())
+            .filter(|soon| *soon > now)
     }
 
     fn register(&mut self) {
@@ -124,6 +144,7 @@ impl Control {
             Ok((identity, pace)) => {
                 self.beat.succeeded();
                 self.look = true;
+                self.registered = Some(Instant::now());
                 self.shared.registered(identity, pace, sent);
             }
             Err(error) => self.failed(&error, pace),
@@ -161,11 +182,13 @@ impl Control {
         true
     }
 
-    fn failed(&mut self, error: &crate::Error, pace: Pace) {
-        self.link.discard();
+    fn failed(&mut self, error: &Error, pace: Pace) {
         if self.beat.failed(pace) {
-            self.shared.link_failed(Which::Control, error);
+            let identity = self.shared.state().identity.clone();
+            let error = scripts::explain(&mut self.link, &self.shared.keys, &identity, error);
+            self.shared.link_failed(Which::Control, &error);
         }
+        self.link.discard();
     }
 
     fn recover(&mut self, by: String, pace: Pace) {
@@ -175,32 +198,51 @@ impl Control {
             pace,
             hold: self.shared.settings.hold,
         };
-        match self.recover_piece(&reaper) {
-            Ok(()) => self.recover.succeeded(),
-            // The beats say what is wrong with Redis.
-            Err(_) => {
+        let began = Instant::now();
+        let outcome = self.recover_piece(&reaper);
+        self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
+        match outcome {
+            Ok(true) => self.recover.succeeded(),
+            Ok(false) => self.recover.pause(pace),
+            Err(error) => {
                 self.link.discard();
-                self.recover.failed(pace);
+                // A failure to reach Redis is told by the beats, and the same call is made again. What Redis refuses, it
+                // may refuse for ever: the hold runs out, and meanwhile others get their turn.
+                if self.recover.failed(pace) && !matches!(error, Error::Connection(_)) {
+                    let from = self
+                        .recovery
+                        .take()
+                        .map(|recovery| String::from_utf8_lossy(recovery.from()).into_owned());
+                    self.look = true;
+                    let of = from.as_deref().unwrap_or("dead instances");
+                    self.shared
+                        .warn_once(of, format!("The recovery of {of} does not work: {error}"));
+                }
             }
         }
     }
 
-    fn recover_piece(&mut self, reaper: &Reaper) -> Result<()> {
+    /// Makes the next call. Answers whether to go on at once.
+    fn recover_piece(&mut self, reaper: &Reaper) -> Result<bool> {
         let Some(recovery) = &mut self.recovery else {
             self.recovery = scripts::due(&mut self.link, &reaper.keys, reaper.pace)?.map(Recovery::new);
             self.look = false;
-            return Ok(());
+            return Ok(true);
         };
         let shared = &self.shared;
         if let Progress::Done(report) = recovery.step(&mut self.link, reaper, |event| shared.events.push(event))? {
             let from = recovery.from();
+            if let Some(unnoted) = report.unnoted(&reaper.keys) {
+                shared.warn_once("unnoted", unnoted);
+            }
             if let Some(leftovers) = report.leftovers(&reaper.keys, from) {
-                shared.warn_once(from, leftovers);
+                shared.warn_once(&String::from_utf8_lossy(from), leftovers);
             }
             self.recovery = None;
             self.look = true;
+            return Ok(!report.idle);
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -218,6 +260,11 @@ impl Attempts {
 
     pub(crate) fn succeeded(&mut self) {
         *self = Self::default();
+    }
+
+    /// Something to try again after a pause, though nothing failed.
+    pub(crate) fn pause(&mut self, pace: Pace) {
+        self.at = Some(Instant::now() + pace.pause());
     }
 
     /// Answers whether it is an outage: a connection that broke once, and the next one works, is none.

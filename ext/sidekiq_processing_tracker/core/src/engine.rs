@@ -7,9 +7,9 @@ use crate::events::{Event, Events};
 use crate::keys::Keys;
 use crate::parker::{lock, Parker};
 use crate::registry::{Handle, Registry, Requeueing, Standing};
-use crate::scripts::{Beat, Fenced};
+use crate::scripts::{self, Beat, Fenced};
 use crate::settings::{Pace, Settings};
-use crate::{claims, clock, control, threads};
+use crate::{claims, clock, control, payload, threads};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -49,7 +49,7 @@ pub(crate) struct State {
     pub phase: Phase,
     pub left_cleanly: bool,
     /// What was lost with the identity before, to be told with the next one.
-    lost: Option<(String, Vec<String>)>,
+    lost: Option<(String, Vec<Arc<[u8]>>)>,
     health: Health,
     ended: Vec<Arc<Parker>>,
 }
@@ -141,31 +141,32 @@ impl Shared {
         state.registered = true;
         state.pace = pace;
         state.beat_answered(sent);
-        let event = match state.lost.take() {
-            Some((old, jids)) => Some(Event::LeaseLost {
-                identity: old,
-                new_identity: state.identity.clone(),
-                jids,
-            }),
-            None if !state.was_registered => Some(Event::Started {
-                identity: state.identity.clone(),
-                server: self.settings.redis.to_string(),
-                namespace: self.settings.namespace.clone(),
-                pace,
-            }),
-            None => None,
-        };
-        state.was_registered = true;
+        let lost = state.lost.take();
+        let first = !std::mem::replace(&mut state.was_registered, true);
+        let identity = state.identity.clone();
         self.works(&mut state, Link::Control);
         drop(state);
         self.claims_wake.notify_all();
-        if let Some(event) = event {
-            self.events.push(event);
+        if let Some((old, payloads)) = lost {
+            let jid = |payload: &Arc<[u8]>| payload::read(payload).jid.unwrap_or_default();
+            self.events.push(Event::LeaseLost {
+                identity: old,
+                new_identity: identity,
+                jids: payloads.iter().map(jid).collect(),
+            });
+        } else if first {
+            self.events.push(Event::Started {
+                identity,
+                server: self.settings.redis.to_string(),
+                namespace: self.settings.namespace.clone(),
+                interval: self.settings.interval,
+                ttl: self.settings.ttl,
+            });
         }
     }
 
     /// A beat was answered on this link. Answers an instance that is due.
-    pub fn beaten(&self, link: Link, identity: &str, sent: Sent, beat: &Fenced<Beat>) -> Option<String> {
+    pub fn beaten(&self, link: Link, identity: &str, sent: Sent, beat: &Fenced<Beat>) -> Option<Vec<u8>> {
         let Fenced::Alive(beat) = beat else {
             self.lose(identity);
             return None;
@@ -197,8 +198,8 @@ impl Shared {
             return;
         }
         state.registered = false;
-        let jids = state.registry.lose();
-        state.lost = Some((identity.to_owned(), jids));
+        let payloads = state.registry.lose();
+        state.lost = Some((identity.to_owned(), payloads));
         state.wake_beat_waiters();
         self.control_wake.notify_all();
         self.claims_wake.notify_all();
@@ -225,7 +226,8 @@ impl Shared {
                 error: error.to_owned(),
             });
         }
-        for waiter in state.registry.waiters() {
+        // Who waits for a requeue waits on: his job may be in Redis, and to push it as well would be once too often.
+        for waiter in state.registry.record_waiters() {
             waiter.unpark();
         }
         state.wake_beat_waiters();
@@ -297,6 +299,7 @@ impl Engine {
     /// # Errors
     /// `Error::Internal` when the system has no thread or no random bytes to give.
     pub fn start(settings: Settings) -> Result<Self> {
+        scripts::prepare();
         let pace = settings.pace();
         let shared = Arc::new(Shared {
             keys: Keys::new(&settings.namespace),
@@ -346,7 +349,11 @@ impl Engine {
         threads::spawn(name, move || {
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(shared.clone())));
             if outcome.is_err() {
-                // Without this thread the lease runs out, and others recover what is recorded: nothing is lost.
+                // The other threads end too, so the lease runs out, and others recover what is recorded.
+                let mut state = shared.state();
+                state.phase = Phase::Stopped;
+                shared.wake_all(&mut state);
+                drop(state);
                 shared.events.push(Event::Warning(
                     "A native thread died of a bug. Restart this process".into(),
                 ));
@@ -444,13 +451,25 @@ impl Engine {
         requeueing
     }
 
-    /// Whether a requeue that was `Under` way has to be done by the caller after all.
+    /// Whether a job that was to be requeued is the caller's to put back, now that it waits no longer.
     #[must_use]
     pub fn take_back(&self, handle: Handle) -> bool {
-        matches!(
-            self.shared.state().registry.give_up_requeue(handle),
-            Requeueing::Unrecorded
-        )
+        self.shared.state().registry.take_back(handle)
+    }
+
+    /// The thread that requeued jobs was interrupted, and takes none of these back.
+    pub fn abandon(&self, handles: &[Handle]) {
+        let mut state = self.shared.state();
+        for handle in handles {
+            state.registry.abandon(*handle);
+        }
+        self.shared.nudge(&mut state);
+    }
+
+    /// Whether turns are still sent: else a requeue that is under way stays so.
+    #[must_use]
+    pub fn is_at_work(&self) -> bool {
+        matches!(self.shared.state().phase, Phase::Running | Phase::Leaving)
     }
 
     /// What Ruby should hear of.
@@ -470,11 +489,11 @@ impl Engine {
         let parker = Parker::new();
         let mut state = self.shared.state();
         match state.phase {
-            Phase::Running | Phase::Leaving if state.was_registered => {
+            Phase::Running | Phase::Leaving => {
                 state.phase = Phase::Leaving;
                 state.ended.push(parker.clone());
             }
-            _ => parker.unpark(),
+            Phase::Left | Phase::Stopped => parker.unpark(),
         }
         self.shared.claims_wake.notify_all();
         self.shared.control_wake.notify_all();

@@ -1,15 +1,17 @@
 //! The one error type of this crate.
 
+use crate::settings::Target;
+
 /// What can go wrong. `ffi` maps each kind to a Ruby class, in one function.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting cannot be used.
-    #[error("{0}")]
-    Configuration(String),
-    /// Redis could not be reached, did not answer in time, or refused.
+    /// Redis could not be reached, or did not answer in time.
     #[error("{0}")]
     Connection(String),
+    /// Redis has answered, with an error.
+    #[error("{0}")]
+    Refused(String),
     /// A reply from Redis makes no sense.
     #[error("Redis gave a reply to {call} that makes no sense: {what}. Is another program writing to these keys?")]
     Protocol {
@@ -27,6 +29,15 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// The same, saying at which server.
+    pub(crate) fn at(self, target: &Target) -> Self {
+        match self {
+            Self::Connection(text) => Self::Connection(format!("{target}: {text}")),
+            Self::Refused(text) => Self::Refused(format!("{target}: {text}")),
+            other => other,
+        }
+    }
+
     pub(crate) fn protocol(call: &'static str, what: impl Into<String>) -> Self {
         Self::Protocol {
             call,
@@ -38,6 +49,10 @@ impl Error {
 impl From<redis::RedisError> for Error {
     /// Keeps what the server said, and nothing of what it sent: a value in a parse error could be a job.
     fn from(error: redis::RedisError) -> Self {
+        let answered = matches!(
+            error.kind(),
+            redis::ErrorKind::Server(_) | redis::ErrorKind::Extension | redis::ErrorKind::AuthenticationFailed
+        );
         let text = match error.kind() {
             redis::ErrorKind::Parse | redis::ErrorKind::UnexpectedReturnType => {
                 "the reply is not Redis' protocol".to_owned()
@@ -49,10 +64,18 @@ impl From<redis::RedisError> for Error {
             }
             _ if error.is_timeout() => "Redis did not answer in time".to_owned(),
             _ => match (error.code(), error.detail()) {
-                (Some(code), Some(detail)) => format!("Redis answered {code} {detail}"),
+                // Which of its lines a script had come to tells nobody anything.
+                (Some(code), Some(detail)) => {
+                    let detail = detail.split(" script: ").next().unwrap_or(detail);
+                    format!("Redis answered {code} {detail}")
+                }
                 _ => error.to_string(),
             },
         };
-        Self::Connection(text)
+        if answered {
+            Self::Refused(text)
+        } else {
+            Self::Connection(text)
+        }
     }
 }

@@ -16,8 +16,10 @@ pub enum Event {
         server: String,
         /// The prefix of its keys.
         namespace: String,
-        /// The pace that holds in the namespace.
-        pace: crate::settings::Pace,
+        /// Its `heartbeat_interval`.
+        interval: Duration,
+        /// Its `heartbeat_ttl`.
+        ttl: Duration,
     },
     /// An orphan is back in its queue.
     Recovered {

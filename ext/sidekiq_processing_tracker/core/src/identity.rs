@@ -8,11 +8,12 @@ use crate::error::{Error, Result};
 /// # Errors
 /// `Error::Internal` when the operating system gives no random bytes.
 pub fn draw(instance_id: &str) -> Result<String> {
-    Ok(format!(
-        "{instance_id}:{}:{:032x}",
-        std::process::id(),
-        u128::from_le_bytes(random()?)
-    ))
+    Ok(format!("{instance_id}:{}:{}", std::process::id(), nonce()?))
+}
+
+/// 128 bits from the operating system, in hexadecimal digits.
+pub(crate) fn nonce() -> Result<String> {
+    Ok(format!("{:032x}", u128::from_le_bytes(random()?)))
 }
 
 /// A number in `0.0..1.0` to spread what many instances would else do at the same moment.

@@ -53,6 +53,18 @@ impl Keys {
         namespaced(&self.namespace, &format!("info:{identity}"))
     }
 
+    /// The same as `inflight`, of an identity as it stands in Redis.
+    #[must_use]
+    pub fn inflight_of(&self, identity: &[u8]) -> Vec<u8> {
+        [self.inflight("").as_bytes(), identity].concat()
+    }
+
+    /// The same as `info`, of an identity as it stands in Redis.
+    #[must_use]
+    pub fn info_of(&self, identity: &[u8]) -> Vec<u8> {
+        [self.info("").as_bytes(), identity].concat()
+    }
+
     /// Totals by outcome.
     #[must_use]
     pub fn stats(&self) -> String {

@@ -13,6 +13,7 @@ mod failpoint;
 pub mod identity;
 pub mod keys;
 pub mod link;
+pub mod orphans;
 pub mod parker;
 pub mod payload;
 pub mod recovery;

@@ -47,13 +47,14 @@ impl Link {
         if timeout != self.timeout {
             self.timeout = timeout;
             self.connection = None;
+            self.attempt = None;
         }
     }
 
     /// Connects, unless there is a connection.
     ///
     /// # Errors
-    /// `Error::Connection`, within the timeout.
+    /// `Error::Connection`, within the timeout; `Error::Refused`.
     pub fn connect(&mut self) -> Result<()> {
         if self.connection.is_none() {
             let attempt = match self.attempt.take() {
@@ -63,7 +64,7 @@ impl Link {
             let limit = self.timeout.min(self.target.connect_timeout);
             match attempt.recv_timeout(limit) {
                 Ok(connection) => {
-                    self.connection = Some(connection?);
+                    self.connection = Some(connection.map_err(|error| error.at(&self.target))?);
                     self.made += 1;
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -95,7 +96,7 @@ impl Link {
     /// Runs a script: by its hash, or whole where the server does not know it (any more).
     ///
     /// # Errors
-    /// `Error::Connection`; the connection is gone then.
+    /// `Error::Connection`, `Error::Refused`; the connection is gone then.
     pub fn run(&mut self, script: &Script, call: &Call) -> Result<Value> {
         let answer = self.send(&call.command("EVALSHA", script.hash()))?;
         let unknown = matches!(&answer, Err(error) if error.code() == Some("NOSCRIPT"));
@@ -110,7 +111,7 @@ impl Link {
     /// Sends a command.
     ///
     /// # Errors
-    /// `Error::Connection`; the connection is gone then.
+    /// `Error::Connection`, `Error::Refused`; the connection is gone then.
     pub fn command(&mut self, command: &redis::Cmd) -> Result<Value> {
         let answer = self.send(command)?;
         self.settle(answer)
@@ -220,9 +221,9 @@ fn open(target: &Target, timeout: Duration) -> Result<Connection> {
         .set_lib_name("sidekiq-processing-tracker", env!("CARGO_PKG_VERSION"));
     if let Some(password) = &target.password {
         login = login.set_password(password);
-        if let Some(username) = &target.username {
-            login = login.set_username(username);
-        }
+        // With a user always: a server without a password takes any from its default user in this form, and so do
+        // Ruby's clients.
+        login = login.set_username(target.username.as_deref().unwrap_or("default"));
     }
     let info = address
         .into_connection_info()?

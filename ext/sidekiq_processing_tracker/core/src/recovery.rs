@@ -7,12 +7,10 @@ use crate::failpoint;
 use crate::identity;
 use crate::keys::Keys;
 use crate::link::Link;
-use crate::parker::{Parker, Woken};
 use crate::payload;
-use crate::scripts::{self, Orphan, Outcome, Reaped};
-use crate::settings::{Pace, Settings};
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use crate::scripts::{self, Orphan, Outcome, Reaped, Settlement};
+use crate::settings::Pace;
+use std::time::Duration;
 
 /// The most tokens that one call settles.
 const PIECE: usize = 200;
@@ -33,16 +31,13 @@ pub struct Reaper {
 /// The recovery of one instance.
 #[derive(Debug)]
 pub struct Recovery {
-    from: String,
-    stage: Stage,
+    /// The identity as it stands in Redis.
+    from: Vec<u8>,
+    /// The tokens that are left; the last comes first. `None` before the instance is reaped.
+    tokens: Option<Vec<Token>>,
+    /// What is being settled, and the name of that call. It stays until the call was answered.
+    piece: Option<(String, Vec<Orphan>)>,
     report: Report,
-}
-
-#[derive(Debug)]
-enum Stage {
-    Reap,
-    /// The tokens that are left; the last comes first.
-    Settle(Vec<Token>),
 }
 
 /// What a recovery has done.
@@ -56,8 +51,10 @@ pub struct Report {
     pub unreadable: u64,
     /// Whether something else lies under the key of the instance's in-flight hash.
     pub overwritten: bool,
-    /// Whether the instance was found alive.
-    pub alive: bool,
+    /// Whether the journal or the totals could not be written.
+    pub unnoted: bool,
+    /// Whether there was nothing to recover: somebody else has done it, or the instance lives.
+    pub idle: bool,
 }
 
 /// How far a recovery is.
@@ -72,98 +69,116 @@ pub enum Progress {
 impl Recovery {
     /// The recovery of the instance `from`.
     #[must_use]
-    pub fn new(from: String) -> Self {
+    pub fn new(from: Vec<u8>) -> Self {
         Self {
             from,
-            stage: Stage::Reap,
+            tokens: None,
+            piece: None,
             report: Report::default(),
         }
     }
 
-    /// Whose recovery it is.
+    /// Whose recovery it is, as it stands in Redis.
     #[must_use]
-    pub fn from(&self) -> &str {
+    pub fn from(&self) -> &[u8] {
         &self.from
     }
 
-    /// Does the next piece: one or two calls. A piece that failed may be done again; what it had settled is then gone.
+    /// Makes the next call. One that failed may be made again: nothing is done twice, and nothing is reported twice.
     ///
     /// # Errors
     /// As for every script.
-    pub fn step(&mut self, link: &mut Link, reaper: &Reaper, mut tell: impl FnMut(Event)) -> Result<Progress> {
-        match &mut self.stage {
-            Stage::Reap => {
-                failpoint::reach("before_reap");
-                let reaped = scripts::reap(link, &reaper.keys, reaper.pace, &self.from, reaper.hold)?;
-                failpoint::reach("after_reap");
-                let fields = match reaped {
-                    Reaped::Gone => return Ok(self.done()),
-                    Reaped::Runs => {
-                        self.report.alive = true;
-                        return Ok(self.done());
-                    }
-                    Reaped::Overwritten => {
-                        self.report.overwritten = true;
-                        return Ok(self.done());
-                    }
-                    Reaped::Fenced(fields) => fields,
-                };
-                let count = fields.len();
-                let mut tokens: Vec<Token> = fields.into_iter().filter_map(Token::read).collect();
-                self.report.unreadable = (count - tokens.len()) as u64;
-                // Settled from the newest to the oldest, since each goes to the end that Sidekiq takes from.
-                tokens.sort_by_key(Token::order);
-                self.stage = Stage::Settle(tokens);
+    pub fn step(&mut self, link: &mut Link, reaper: &Reaper, tell: impl FnMut(Event)) -> Result<Progress> {
+        match (&self.tokens, &self.piece) {
+            (None, _) => self.reap(link, reaper),
+            (Some(_), None) => self.peek(link, reaper),
+            (Some(_), Some(_)) => self.settle(link, reaper, tell),
+        }
+    }
+
+    fn reap(&mut self, link: &mut Link, reaper: &Reaper) -> Result<Progress> {
+        failpoint::reach("before_reap");
+        let reaped = scripts::reap(link, &reaper.keys, reaper.pace, &self.from, &reaper.by, reaper.hold)?;
+        failpoint::reach("after_reap");
+        let fields = match reaped {
+            Reaped::Fenced(fields) => fields,
+            Reaped::Gone | Reaped::Runs => {
+                self.report.idle = true;
+                return Ok(self.done());
             }
-            Stage::Settle(tokens) => {
-                let piece: Vec<Token> = tokens.iter().rev().take(PIECE).cloned().collect();
-                let payloads = scripts::peek(link, &reaper.keys, &self.from, &piece)?;
-                failpoint::reach("after_peek");
-                if payloads.is_empty() || payloads.len() > piece.len() {
-                    return Err(Error::protocol("peek", "another number of payloads than of tokens"));
+            Reaped::Overwritten => {
+                self.report.overwritten = true;
+                return Ok(self.done());
+            }
+        };
+        let count = fields.len();
+        let mut tokens: Vec<Token> = fields.into_iter().filter_map(Token::read).collect();
+        self.report.unreadable = (count - tokens.len()) as u64;
+        // Settled from the newest to the oldest, since each goes to the end that Sidekiq takes from.
+        tokens.sort_by_key(Token::order);
+        Ok(self.continue_with(tokens))
+    }
+
+    fn peek(&mut self, link: &mut Link, reaper: &Reaper) -> Result<Progress> {
+        let tokens: Vec<Token> = self.tokens.iter().flatten().rev().take(PIECE).cloned().collect();
+        let payloads = scripts::peek(link, &reaper.keys, &self.from, &tokens)?;
+        failpoint::reach("after_peek");
+        if payloads.is_empty() || payloads.len() > tokens.len() {
+            return Err(Error::protocol("peek", "another number of payloads than of tokens"));
+        }
+        let orphans = tokens.into_iter().zip(payloads).map(|(token, payload)| Orphan {
+            token,
+            facts: payload.as_deref().map(payload::read).unwrap_or_default(),
+        });
+        self.piece = Some((identity::nonce()?, orphans.collect()));
+        Ok(Progress::More)
+    }
+
+    fn settle(&mut self, link: &mut Link, reaper: &Reaper, mut tell: impl FnMut(Event)) -> Result<Progress> {
+        let (Some((piece, orphans)), Some(tokens)) = (&self.piece, &self.tokens) else {
+            return Ok(Progress::More);
+        };
+        let settlement = Settlement {
+            from: &self.from,
+            by: &reaper.by,
+            pace: reaper.pace,
+            hold: reaper.hold,
+            piece,
+        };
+        let Some(settled) = scripts::recover(link, &reaper.keys, &settlement, orphans)? else {
+            self.report.idle = true;
+            return Ok(self.done());
+        };
+        failpoint::reach("after_recover");
+        self.report.unnoted |= !settled.noted;
+        for (orphan, outcome) in orphans.iter().zip(settled.outcomes) {
+            match outcome {
+                Outcome::Requeued | Outcome::RequeuedBefore => {
+                    self.report.requeued += 1;
+                    tell(Event::Recovered {
+                        queue: orphan.token.queue().to_vec(),
+                        jid: orphan.facts.jid.clone(),
+                        class: orphan.facts.class.clone(),
+                        from: String::from_utf8_lossy(&self.from).into_owned(),
+                        by: reaper.by.clone(),
+                    });
                 }
-                let orphans: Vec<Orphan> = piece
-                    .into_iter()
-                    .zip(payloads)
-                    .map(|(token, payload)| Orphan {
-                        token,
-                        facts: payload.as_deref().map(payload::read).unwrap_or_default(),
-                    })
-                    .collect();
-                let recovery = scripts::Recovery {
-                    from: &self.from,
-                    by: &reaper.by,
-                    pace: reaper.pace,
-                    hold: reaper.hold,
-                };
-                let Some(outcomes) = scripts::recover(link, &reaper.keys, &recovery, &orphans)? else {
-                    self.report.alive = true;
-                    return Ok(self.done());
-                };
-                failpoint::reach("after_recover");
-                tokens.truncate(tokens.len() - orphans.len());
-                for (orphan, outcome) in orphans.into_iter().zip(outcomes) {
-                    match outcome {
-                        Outcome::Requeued => {
-                            self.report.requeued += 1;
-                            tell(Event::Recovered {
-                                queue: orphan.token.queue().to_vec(),
-                                jid: orphan.facts.jid,
-                                class: orphan.facts.class,
-                                from: self.from.clone(),
-                                by: reaper.by.clone(),
-                            });
-                        }
-                        Outcome::Stuck => self.report.stuck += 1,
-                        Outcome::Gone => {}
-                    }
-                }
+                Outcome::Stuck => self.report.stuck += 1,
+                Outcome::Gone => {}
             }
         }
-        match &self.stage {
-            Stage::Settle(tokens) if tokens.is_empty() => Ok(self.done()),
-            _ => Ok(Progress::More),
+        let mut left = tokens.clone();
+        left.truncate(tokens.len() - orphans.len());
+        self.piece = None;
+        Ok(self.continue_with(left))
+    }
+
+    fn continue_with(&mut self, tokens: Vec<Token>) -> Progress {
+        if tokens.is_empty() {
+            return self.done();
         }
+        self.tokens = Some(tokens);
+        Progress::More
     }
 
     fn done(&mut self) -> Progress {
@@ -172,9 +187,22 @@ impl Recovery {
 }
 
 impl Report {
+    /// What is to be said when the journal or the totals could not be written.
+    #[must_use]
+    pub fn unnoted(&self, keys: &Keys) -> Option<String> {
+        self.unnoted.then(|| {
+            format!(
+                "Recovered jobs are not noted in {} and {}: one of these keys holds something else. Remove it (DEL)",
+                keys.journal(),
+                keys.stats()
+            )
+        })
+    }
+
     /// What stays behind and needs a person, if anything does.
     #[must_use]
-    pub fn leftovers(&self, keys: &Keys, from: &str) -> Option<String> {
+    pub fn leftovers(&self, keys: &Keys, from: &[u8]) -> Option<String> {
+        let from = &String::from_utf8_lossy(from);
         if self.overwritten {
             return Some(format!(
                 "The key {} of the dead instance {from} holds something that is no hash: its jobs can't be recovered. \
@@ -193,76 +221,4 @@ impl Report {
             self.unreadable
         ))
     }
-}
-
-/// Recovers what is due, from any process, until every instance listed at the call was recovered or has renewed its
-/// lease; keeps the lease clock going meanwhile. `cancel` ends it early.
-///
-/// # Errors
-/// `Error::Connection` when Redis fails twice in a row.
-pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Report> {
-    let reaper = Reaper {
-        keys: Keys::new(&settings.namespace),
-        by: identity::draw(&settings.instance_id)?,
-        pace: settings.pace(),
-        hold: settings.hold,
-    };
-    let mut link = Link::new(settings.redis.clone(), settings.redis.read_timeout);
-    let mut waited_for: Option<HashMap<String, f64>> = None;
-    let mut total = Report::default();
-    let mut failed = false;
-    while !cancel.is_done() {
-        match pass(&mut link, &reaper, &mut waited_for, &mut total) {
-            Ok(true) => break,
-            Ok(false) => failed = false,
-            Err(error) if failed => return Err(error),
-            Err(_) => failed = true,
-        }
-        if cancel.wait(Some(Instant::now() + reaper.pace.pause())) == Woken::Done {
-            break;
-        }
-    }
-    Ok(total)
-}
-
-/// Recovers all that is due, then says whether nothing is left to wait for.
-fn pass(
-    link: &mut Link,
-    reaper: &Reaper,
-    waited_for: &mut Option<HashMap<String, f64>>,
-    total: &mut Report,
-) -> Result<bool> {
-    if waited_for.is_none() {
-        *waited_for = Some(scripts::instances(link, &reaper.keys)?.into_iter().collect());
-    }
-    let Some(waited_for) = waited_for else { return Ok(true) };
-    while let Some(due) = scripts::due(link, &reaper.keys, reaper.pace)? {
-        let mut recovery = Recovery::new(due);
-        loop {
-            if let Progress::Done(report) = recovery.step(link, reaper, |_| {})? {
-                total.requeued += report.requeued;
-                if report.overwritten {
-                    waited_for.remove(recovery.from());
-                }
-                if report.stuck + report.unreadable > 0 {
-                    total.stuck += report.stuck;
-                    total.unreadable += report.unreadable;
-                    waited_for.remove(recovery.from());
-                }
-                break;
-            }
-        }
-    }
-    let now: HashMap<String, f64> = scripts::instances(link, &reaper.keys)?.into_iter().collect();
-    for (identity, before) in waited_for.clone() {
-        let settled = match now.get(&identity) {
-            None => true,
-            // A reaper's hold moves the lease end too.
-            Some(lease_end) => *lease_end > before && scripts::is_alive(link, &reaper.keys, &identity)?,
-        };
-        if settled {
-            waited_for.remove(&identity);
-        }
-    }
-    Ok(waited_for.is_empty())
 }

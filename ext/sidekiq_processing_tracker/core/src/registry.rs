@@ -4,7 +4,6 @@
 
 use crate::entry::Token;
 use crate::parker::Parker;
-use crate::payload;
 use crate::scripts::{Done, Requeue, Turn};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -46,6 +45,8 @@ enum Fate {
     Running,
     Acked,
     Released,
+    /// It goes back to its queue, and nobody waits for that.
+    PutBack,
     Requeued(Arc<Parker>),
 }
 
@@ -67,7 +68,7 @@ pub enum Requeueing {
     Under(Arc<Parker>),
     /// There is nothing to do: it is done, or somebody else's.
     Settled,
-    /// It is in this process alone. The caller must put it back.
+    /// It is in this process alone. The caller must take it back, and put it into its queue.
     Unrecorded,
 }
 
@@ -107,7 +108,7 @@ impl Job {
     /// The job ends in this way, once its record has an answer. One that goes back to its queue does so whatever comes
     /// after: what runs on is nobody's business here any more, and somebody waits for it.
     fn end(&mut self, fate: Fate) {
-        if !matches!(self.fate, Fate::Requeued(_)) {
+        if !matches!(self.fate, Fate::Requeued(_) | Fate::PutBack) {
             self.fate = fate;
         }
     }
@@ -202,7 +203,7 @@ impl Registry {
         };
         match &job.record {
             Record::Waiting => {
-                self.forget(handle);
+                self.waiting.remove(&handle);
                 Requeueing::Unrecorded
             }
             Record::Sent => {
@@ -228,17 +229,29 @@ impl Registry {
         }
     }
 
-    /// The caller of `requeue` has waited long enough. A job whose record never got an answer is the caller's again.
-    pub fn give_up_requeue(&mut self, handle: Handle) -> Requeueing {
-        match self.jobs.get(&handle) {
+    /// The caller of `requeue` has waited long enough. Whether it must put the job back: one without a record, or whose
+    /// record never got an answer, is its own again.
+    pub fn take_back(&mut self, handle: Handle) -> bool {
+        let unrecorded = matches!(
+            self.jobs.get(&handle),
             Some(Job {
                 record: Record::Sent | Record::Waiting,
                 ..
-            }) => {
-                self.forget(handle);
-                Requeueing::Unrecorded
-            }
-            _ => Requeueing::Settled,
+            })
+        );
+        if unrecorded {
+            self.forget(handle);
+        }
+        unrecorded
+    }
+
+    /// The caller of `requeue` has gone in the middle of it, and will not take the job back: it is put back from here.
+    pub fn abandon(&mut self, handle: Handle) {
+        let Some(job) = self.jobs.get_mut(&handle) else { return };
+        match &job.record {
+            Record::Waiting => self.put_back(handle),
+            Record::Sent => job.fate = Fate::PutBack,
+            Record::Kept(_) | Record::Lost => {}
         }
     }
 
@@ -363,6 +376,10 @@ impl Registry {
             Fate::Released => {
                 self.jobs.remove(&handle);
             }
+            Fate::PutBack => {
+                self.jobs.remove(&handle);
+                self.requeues.push((Requeue::Recorded(token), None));
+            }
             Fate::Requeued(parker) => {
                 self.jobs.remove(&handle);
                 self.requeues.push((Requeue::Recorded(token), Some(parker)));
@@ -381,7 +398,7 @@ impl Registry {
             Fate::Acked => {
                 self.jobs.remove(&handle);
             }
-            Fate::Released => self.put_back(handle),
+            Fate::Released | Fate::PutBack => self.put_back(handle),
             // Its caller finds it without a record, and takes it back.
             Fate::Requeued(parker) => {
                 job.record = Record::Waiting;
@@ -391,8 +408,8 @@ impl Registry {
     }
 
     /// The lease is lost: what was recorded is somebody else's now, what was not is recorded anew under the next
-    /// identity. Answers the ids of the jobs that are lost but run on here.
-    pub fn lose(&mut self) -> Vec<String> {
+    /// identity. Answers the jobs that are lost but run on here.
+    pub fn lose(&mut self) -> Vec<Arc<[u8]>> {
         self.acks.clear();
         self.oldest_ack = None;
         let mut kept = Vec::new();
@@ -413,7 +430,7 @@ impl Registry {
         for job in self.jobs.values_mut() {
             if matches!(job.record, Record::Kept(_)) {
                 job.record = Record::Lost;
-                lost.push(payload::read(&job.payload).jid.unwrap_or_default());
+                lost.push(job.payload.clone());
             }
         }
         lost
@@ -470,16 +487,11 @@ impl Registry {
         }
     }
 
-    /// For a clean exit: the acks that are left, and the records of jobs whose threads have gone.
+    /// For a clean exit, when the registry is idle: the acks that are left, and the records of jobs whose threads have gone.
     pub fn last_call(&mut self) -> (Vec<Token>, Vec<Token>) {
         let mut held: Vec<Token> = Vec::new();
         for (_, job) in self.jobs.drain() {
             if let Record::Kept(token) = job.record {
-                held.push(token);
-            }
-        }
-        for (requeue, _) in std::mem::take(&mut self.requeues) {
-            if let Requeue::Recorded(token) = requeue {
                 held.push(token);
             }
         }
@@ -493,9 +505,14 @@ impl Registry {
         self.marked.iter().map(String::as_str)
     }
 
+    /// The parkers of those who wait for a record.
+    pub fn record_waiters(&mut self) -> Vec<Arc<Parker>> {
+        self.jobs.values_mut().filter_map(|job| job.waiter.take()).collect()
+    }
+
     /// The parkers of all who wait, so that they can be sent away.
     pub fn waiters(&mut self) -> Vec<Arc<Parker>> {
-        let mut waiters: Vec<_> = self.jobs.values_mut().filter_map(|job| job.waiter.take()).collect();
+        let mut waiters = self.record_waiters();
         for job in self.jobs.values() {
             if let Fate::Requeued(parker) = &job.fate {
                 waiters.push(parker.clone());

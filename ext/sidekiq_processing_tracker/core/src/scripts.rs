@@ -49,6 +49,14 @@ script!(PEEK, "peek");
 script!(RECOVER, "clock", "requeue", "recover");
 script!(LEAVE, "requeue", "leave");
 
+/// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
+/// forks: the child would wait for it for ever.
+pub fn prepare() {
+    for script in [&REGISTER, &BEAT, &TURN, &REAP, &PEEK, &RECOVER, &LEAVE] {
+        LazyLock::force(&script.hash);
+    }
+}
+
 /// What an instance is told when it has no lease any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fenced<T> {
@@ -83,7 +91,7 @@ pub struct Beat {
     /// The pace that holds from now on.
     pub pace: Pace,
     /// When this beat moved the clock: how many instances there are, and one whose lease has run out.
-    pub seen: Option<(u64, Option<String>)>,
+    pub seen: Option<(u64, Option<Vec<u8>>)>,
 }
 
 /// Renews the lease.
@@ -109,7 +117,7 @@ pub fn beat(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, progress: 
     let seen = if answer.is_empty() {
         None
     } else {
-        Some((answer.number()?, Some(answer.text()?).filter(|due| !due.is_empty())))
+        Some((answer.number()?, Some(answer.bytes()?).filter(|due| !due.is_empty())))
     };
     Ok(Fenced::Alive(Beat { pace, seen }))
 }
@@ -246,22 +254,24 @@ pub enum Reaped {
     Overwritten,
 }
 
-/// Fences an instance whose lease has run out and holds it, for `hold` at most.
+/// Fences an instance whose lease has run out and holds it for the reaper `by`, for `hold` at most. The reaper may ask
+/// again while it holds it.
 ///
 /// # Errors
 /// As for `register`.
-pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &str, hold: Duration) -> Result<Reaped> {
+pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &[u8], by: &str, hold: Duration) -> Result<Reaped> {
     let mut call = Call::new([
-        keys.clock(),
-        keys.instances(),
-        keys.inflight(identity),
-        keys.info(identity),
+        keys.clock().into_bytes(),
+        keys.instances().into_bytes(),
+        keys.inflight_of(identity),
+        keys.info_of(identity),
     ]);
     call.millis(pace.step)
         .millis(pace.ttl)
         .arg(identity)
         .millis(hold)
-        .arg("");
+        .arg("")
+        .arg(by);
     let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
     match answer.text()?.as_str() {
         "gone" => Ok(Reaped::Gone),
@@ -279,20 +289,20 @@ pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &str, hold: Dura
 ///
 /// # Errors
 /// As for `register`.
-pub fn due(link: &mut Link, keys: &Keys, pace: Pace) -> Result<Option<String>> {
+pub fn due(link: &mut Link, keys: &Keys, pace: Pace) -> Result<Option<Vec<u8>>> {
     let mut call = Call::new([keys.clock(), keys.instances()]);
     call.millis(pace.step).millis(pace.ttl).arg("");
     let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
     answer.text()?;
-    Ok(Some(answer.text()?).filter(|due| !due.is_empty()))
+    Ok(Some(answer.bytes()?).filter(|due| !due.is_empty()))
 }
 
 /// Reads what `tokens` hold: for as many as fit one answer, `None` for one that is gone.
 ///
 /// # Errors
 /// As for `register`.
-pub fn peek(link: &mut Link, keys: &Keys, identity: &str, tokens: &[Token]) -> Result<Vec<Option<Vec<u8>>>> {
-    let mut call = Call::new([keys.inflight(identity)]);
+pub fn peek(link: &mut Link, keys: &Keys, identity: &[u8], tokens: &[Token]) -> Result<Vec<Option<Vec<u8>>>> {
+    let mut call = Call::new([keys.inflight_of(identity)]);
     for token in tokens {
         call.arg(token.as_bytes());
     }
@@ -320,6 +330,8 @@ pub struct Orphan {
 pub enum Outcome {
     /// It is back in its queue.
     Requeued,
+    /// It is back in its queue by an earlier copy of the same call, whose answer was lost.
+    RequeuedBefore,
     /// Somebody settled it before.
     Gone,
     /// It cannot go back, since something else lies under its queue's key. It stays in flight.
@@ -327,36 +339,48 @@ pub enum Outcome {
 }
 
 /// Whose orphans a `recover` settles, and for whom.
-pub struct Recovery<'a> {
+pub struct Settlement<'a> {
     /// The fenced instance.
-    pub from: &'a str,
+    pub from: &'a [u8],
     /// The reaper.
     pub by: &'a str,
     /// The reaper's pace, for a clock that is missing.
     pub pace: Pace,
     /// The most that the reaper may hold the instance.
     pub hold: Duration,
+    /// The name that this call and its repetitions share.
+    pub piece: &'a str,
+}
+
+/// What became of orphans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// An outcome for each.
+    pub outcomes: Vec<Outcome>,
+    /// Whether the journal and the totals have it. Not when somebody has overwritten them.
+    pub noted: bool,
 }
 
 /// Settles orphans. Answers an outcome for each, or `None` when the instance is not fenced.
 ///
 /// # Errors
 /// As for `register`.
-pub fn recover(link: &mut Link, keys: &Keys, recovery: &Recovery, orphans: &[Orphan]) -> Result<Option<Vec<Outcome>>> {
-    let from = recovery.from;
+pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &[Orphan]) -> Result<Option<Settled>> {
+    let from = settlement.from;
     let mut call = Call::new([
-        keys.clock(),
-        keys.instances(),
-        keys.inflight(from),
-        keys.info(from),
-        keys.stats(),
-        keys.journal(),
-        keys::QUEUES.to_owned(),
+        keys.clock().into_bytes(),
+        keys.instances().into_bytes(),
+        keys.inflight_of(from),
+        keys.info_of(from),
+        keys.stats().into_bytes(),
+        keys.journal().into_bytes(),
+        keys::QUEUES.into(),
     ]);
-    call.arg(from).arg(recovery.by);
-    call.millis(recovery.pace.step)
-        .millis(recovery.pace.ttl)
-        .millis(recovery.hold);
+    call.arg(from).arg(settlement.by);
+    call.millis(settlement.pace.step)
+        .millis(settlement.pace.ttl)
+        .millis(settlement.hold)
+        .arg(settlement.piece);
     for orphan in orphans {
         let queue = orphan.token.queue();
         call.arg(orphan.token.as_bytes())
@@ -370,9 +394,10 @@ pub fn recover(link: &mut Link, keys: &Keys, recovery: &Recovery, orphans: &[Orp
     if answer.text()? == "runs" {
         return Ok(None);
     }
+    let noted = answer.text()? == "noted";
     let outcomes = answer.rest().map(outcome).collect::<Result<Vec<_>>>()?;
     if outcomes.len() == orphans.len() {
-        Ok(Some(outcomes))
+        Ok(Some(Settled { outcomes, noted }))
     } else {
         Err(Error::protocol("recover", "another number of outcomes than of orphans"))
     }
@@ -381,6 +406,7 @@ pub fn recover(link: &mut Link, keys: &Keys, recovery: &Recovery, orphans: &[Orp
 fn outcome(value: Value) -> Result<Outcome> {
     match &bytes("recover", value)?[..] {
         b"requeued" => Ok(Outcome::Requeued),
+        b"requeued_before" => Ok(Outcome::RequeuedBefore),
         b"gone" => Ok(Outcome::Gone),
         b"stuck" => Ok(Outcome::Stuck),
         _ => Err(Error::protocol("recover", "an unknown outcome")),
@@ -433,17 +459,45 @@ pub fn fields(link: &mut Link, keys: &Keys, identity: &str) -> Result<Fenced<Vec
     }
 }
 
+/// The error, naming the key where Redis only says that some key holds something else.
+#[must_use]
+pub fn explain(link: &mut Link, keys: &Keys, identity: &str, error: &Error) -> Error {
+    if !matches!(error, Error::Refused(text) if text.contains("WRONGTYPE")) {
+        return error.clone();
+    }
+    let expected = [
+        (keys.clock(), "hash"),
+        (keys.instances(), "zset"),
+        (keys.inflight(identity), "hash"),
+        (keys.info(identity), "hash"),
+    ];
+    for (key, expected) in expected {
+        let mut command = redis::cmd("TYPE");
+        match link.command(command.arg(&key)).and_then(|kind| bytes("TYPE", kind)) {
+            Ok(kind) if kind != expected.as_bytes() && kind != b"none" => {
+                let kind = String::from_utf8_lossy(&kind);
+                return Error::Refused(format!(
+                    "the key {key} holds a {kind}, not a {expected}: somebody has overwritten it. Remove it (DEL)"
+                ));
+            }
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    error.clone()
+}
+
 /// Every instance and its lease end.
 ///
 /// # Errors
 /// As for `register`.
-pub fn instances(link: &mut Link, keys: &Keys) -> Result<Vec<(String, f64)>> {
+pub fn instances(link: &mut Link, keys: &Keys) -> Result<Vec<(Vec<u8>, f64)>> {
     let mut command = redis::cmd("ZRANGE");
     command.arg(keys.instances()).arg(0).arg(-1).arg("WITHSCORES");
     let mut answer = Answer::to("ZRANGE", link.command(&command)?)?;
     let mut instances = Vec::new();
     while !answer.is_empty() {
-        instances.push((answer.text()?, answer.score()?));
+        instances.push((answer.bytes()?, answer.score()?));
     }
     Ok(instances)
 }
@@ -452,9 +506,9 @@ pub fn instances(link: &mut Link, keys: &Keys) -> Result<Vec<(String, f64)>> {
 ///
 /// # Errors
 /// As for `register`.
-pub fn is_alive(link: &mut Link, keys: &Keys, identity: &str) -> Result<bool> {
+pub fn is_alive(link: &mut Link, keys: &Keys, identity: &[u8]) -> Result<bool> {
     let mut command = redis::cmd("HEXISTS");
-    command.arg(keys.inflight(identity)).arg("call");
+    command.arg(keys.inflight_of(identity)).arg("call");
     Ok(whole("HEXISTS", link.command(&command)?)? == 1)
 }
 

@@ -66,12 +66,15 @@ pub struct Settings {
     pub info: Vec<(String, String)>,
 }
 
+/// No step is shorter: at some point beats are all that a process does, and in this namespace all others too.
+const SHORTEST_STEP: Duration = Duration::from_millis(50);
+
 impl Settings {
     /// `step`: the pace of the lease clock, the lesser of the interval and a fifth of the ttl.
     #[must_use]
     pub fn pace(&self) -> Pace {
         Pace {
-            step: self.interval.min(self.ttl / 5).max(Duration::from_millis(1)),
+            step: self.interval.min(self.ttl / 5).max(SHORTEST_STEP),
             ttl: self.ttl,
         }
     }

@@ -11,7 +11,9 @@ use processing_tracker_core::entry::Token;
 use processing_tracker_core::keys::Keys;
 use processing_tracker_core::link::Link;
 use processing_tracker_core::payload;
-use processing_tracker_core::scripts::{self, Beat, Done, Fenced, Orphan, Outcome, Reaped, Requeue, Turn, Turned};
+use processing_tracker_core::scripts::{
+    self, Beat, Done, Fenced, Orphan, Outcome, Reaped, Requeue, Settled, Settlement, Turn, Turned,
+};
 use processing_tracker_core::settings::Pace;
 use processing_tracker_core::{Error, Result};
 use redis::{Commands, FromRedisValue, Value};
@@ -31,6 +33,8 @@ struct Bench {
     connection: redis::Connection,
     link: Link,
     keys: Keys,
+    /// So many calls to recover were made.
+    pieces: u64,
 }
 
 impl Bench {
@@ -43,6 +47,7 @@ impl Bench {
             connection: server.connect(),
             link: link(&server),
             keys: keys(),
+            pieces: 0,
             server,
         }
     }
@@ -96,7 +101,16 @@ impl Bench {
     }
 
     fn try_reap(&mut self, identity: &str) -> Result<Reaped> {
-        scripts::reap(&mut self.link, &self.keys, PACE, identity, HOLD)
+        self.try_reap_by("reaper", identity)
+    }
+
+    fn try_reap_by(&mut self, by: &str, identity: &str) -> Result<Reaped> {
+        scripts::reap(&mut self.link, &self.keys, PACE, identity.as_bytes(), by, HOLD)
+    }
+
+    #[track_caller]
+    fn reap_by(&mut self, by: &str, identity: &str) -> Reaped {
+        self.try_reap_by(by, identity).unwrap()
     }
 
     #[track_caller]
@@ -104,12 +118,20 @@ impl Bench {
         self.try_reap(identity).unwrap()
     }
 
-    fn try_recover(&mut self, from: &str, tokens: &[Token]) -> Result<Option<Vec<Outcome>>> {
-        let recovery = scripts::Recovery {
-            from,
+    /// A call to recover, under a new name.
+    fn try_recover(&mut self, from: &str, tokens: &[Token]) -> Result<Option<Settled>> {
+        self.pieces += 1;
+        self.try_recover_as(&self.pieces.to_string(), from, tokens)
+    }
+
+    /// A call to recover, under this name.
+    fn try_recover_as(&mut self, piece: &str, from: &str, tokens: &[Token]) -> Result<Option<Settled>> {
+        let settlement = Settlement {
+            from: from.as_bytes(),
             by: "reaper",
             pace: PACE,
             hold: HOLD,
+            piece,
         };
         let orphans: Vec<Orphan> = tokens
             .iter()
@@ -121,12 +143,17 @@ impl Bench {
                 },
             })
             .collect();
-        scripts::recover(&mut self.link, &self.keys, &recovery, &orphans)
+        scripts::recover(&mut self.link, &self.keys, &settlement, &orphans)
     }
 
     #[track_caller]
     fn recover(&mut self, from: &str, tokens: &[Token]) -> Option<Vec<Outcome>> {
-        self.try_recover(from, tokens).unwrap()
+        self.try_recover(from, tokens).unwrap().map(noted)
+    }
+
+    #[track_caller]
+    fn recover_as(&mut self, piece: &str, from: &str, tokens: &[Token]) -> Option<Vec<Outcome>> {
+        self.try_recover_as(piece, from, tokens).unwrap().map(noted)
     }
 
     fn try_leave(&mut self, identity: &str, acks: &[Token], requeues: &[Token]) -> Result<Fenced<u64>> {
@@ -134,7 +161,8 @@ impl Bench {
     }
 
     fn due(&mut self) -> Option<String> {
-        scripts::due(&mut self.link, &self.keys, PACE).unwrap()
+        let due = scripts::due(&mut self.link, &self.keys, PACE).unwrap();
+        due.map(|identity| String::from_utf8(identity).unwrap())
     }
 
     /// Lets the lease of everybody run out who does not beat from now on.
@@ -203,6 +231,13 @@ impl Bench {
     }
 }
 
+/// The outcomes of a recovery that was noted as it should.
+#[track_caller]
+fn noted(settled: Settled) -> Vec<Outcome> {
+    assert!(settled.noted);
+    settled.outcomes
+}
+
 fn record(queue: &str, payload: &[u8]) -> (Vec<u8>, std::sync::Arc<[u8]>) {
     (queue.into(), payload.into())
 }
@@ -220,7 +255,7 @@ fn payloads(done: &Done) -> Vec<&[u8]> {
 #[track_caller]
 fn refusal<T: std::fmt::Debug>(answer: Result<T>) -> String {
     match answer {
-        Err(Error::Connection(text)) => text,
+        Err(Error::Refused(text)) => text,
         other => panic!("{other:?}"),
     }
 }
@@ -508,11 +543,10 @@ fn a_job_without_a_record_that_cannot_go_back_gets_one() {
 }
 
 #[test]
-fn a_turn_that_cannot_be_done_whole_is_not_done_at_all() {
+fn an_info_that_somebody_has_overwritten_is_made_anew_for_the_marks() {
     let mut bench = Bench::with("me");
     let held = bench.record("me", 1, "work", &[b"a".to_vec(), b"b".to_vec()]);
-    let () = bench.connection.del(bench.keys.info("me")).unwrap();
-    let () = bench.connection.set(bench.keys.info("me"), "x").unwrap();
+    overwrite(&mut bench, &keys().info("me"));
     let turn = Turn {
         call: 2,
         acks: vec![held[0].clone()],
@@ -523,21 +557,23 @@ fn a_turn_that_cannot_be_done_whole_is_not_done_at_all() {
                 payload: b"c"[..].into(),
             },
         ],
-        marks: vec!["A".into()],
+        marks: vec!["A".into(), "B".into()],
         ..Turn::default()
     };
-    let before = bench.everything();
-    for _ in 0..3 {
-        assert!(refusal(bench.try_turn("me", &turn)).contains("WRONGTYPE"));
-        assert_eq!(bench.everything(), before);
-    }
-    let () = bench.connection.del(bench.keys.info("me")).unwrap();
-    bench.turn("me", &turn);
+    assert_eq!(bench.turn("me", &turn), Done::default());
+    let after = bench.everything();
+    assert_eq!(bench.turn("me", &turn), Done::default());
+    assert_eq!(bench.everything(), after);
     assert_eq!(queue(&bench.server, "work"), [b"c", b"b"]);
-    assert!(bench
-        .connection
-        .hexists::<_, _, bool>(bench.keys.info("me"), "marked:A")
-        .unwrap());
+    let mut info: Vec<String> = bench.connection.hkeys(bench.keys.info("me")).unwrap();
+    info.sort();
+    assert_eq!(info, ["marked:A", "marked:B"]);
+    // Nobody else has to write it, and so it costs no beat.
+    overwrite(&mut bench, &keys().info("me"));
+    let beat = scripts::beat(&mut bench.link, &bench.keys, "me", PACE, true).unwrap();
+    assert!(matches!(beat, Fenced::Alive(_)));
+    assert_eq!(bench.try_leave("me", &[], &[]).unwrap(), Fenced::Alive(0));
+    assert!(!bench.exists(&keys().info("me")));
 }
 
 #[test]
@@ -581,7 +617,7 @@ fn a_beat_renews_and_names_who_is_due_when_it_moved_the_clock() {
     bench.outlive_leases();
     let () = bench.connection.zincr(bench.keys.instances(), "late", -1).unwrap();
     bench.set_seen(-100);
-    assert_eq!(seen(bench.beat("me")), Some((3, Some("late".into()))));
+    assert_eq!(seen(bench.beat("me")), Some((3, Some(b"late".to_vec()))));
     // Its own lease had run out too, but nobody fenced it: it lives.
     assert_eq!(bench.reap("me"), Reaped::Runs);
 
@@ -654,7 +690,7 @@ fn a_missing_clock_begins_with_every_lease_anew() {
 }
 
 #[test]
-fn a_registration_with_other_settings_issues_running_leases_anew() {
+fn a_registration_with_other_settings_touches_no_lease() {
     let mut bench = Bench::with("me");
     bench.register("dead");
     bench.outlive_leases();
@@ -689,10 +725,56 @@ fn a_registration_with_other_settings_issues_running_leases_anew() {
         step: Duration::from_secs(10),
         ttl: Duration::from_secs(60),
     };
+    let end = bench.lease_end("me");
     scripts::register(&mut bench.link, &bench.keys, "newer", longer, &[]).unwrap();
-    // Who does not beat for so long lives all the same: the clock may take steps of ten seconds now.
-    assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 60_000.0);
-    assert_eq!(bench.lease_end("dead"), dead);
+    assert_eq!((bench.clock("step"), bench.clock("ttl")), (10_000.0, 60_000.0));
+    assert_eq!((bench.lease_end("me"), bench.lease_end("dead")), (end, dead));
+    // Who works by the old step lives all the same: for one old ttl the clock goes on in such steps.
+    let begun = bench.clock("now");
+    let mut move_on = || {
+        bench.set_seen(-10_000);
+        let before = bench.clock("now");
+        bench.due();
+        bench.clock("now") - before
+    };
+    assert_eq!([0; 5].map(|_| move_on()), [200.0; 5]);
+    assert_eq!(move_on(), 10_000.0);
+    assert_eq!(bench.clock("now"), begun + 11_000.0);
+}
+
+#[test]
+fn one_change_of_settings_after_another_lets_the_clock_go_by_the_shortest_step_that_is_in_use() {
+    let mut bench = Bench::with("me");
+    let pace = |step, ttl| Pace {
+        step: Duration::from_millis(step),
+        ttl: Duration::from_millis(ttl),
+    };
+    let register = |bench: &mut Bench, name: &str, pace| {
+        bench.set_seen(0);
+        scripts::register(&mut bench.link, &bench.keys, name, pace, &[]).unwrap();
+    };
+    let moves = |bench: &mut Bench| {
+        bench.set_seen(-60_000);
+        let before = bench.clock("now");
+        bench.due();
+        bench.clock("now") - before
+    };
+    // PACE, 1 s and 5 s, is in use.
+    register(&mut bench, "longer", pace(4000, 20_000));
+    assert_eq!(moves(&mut bench), 1000.0);
+    register(&mut bench, "longest", pace(8000, 40_000));
+    assert_eq!(moves(&mut bench), 1000.0);
+    // Shorter ones hold at once.
+    register(&mut bench, "short", pace(500, 3000));
+    assert_eq!(moves(&mut bench), 500.0);
+    register(&mut bench, "short too", pace(500, 30_000));
+    assert_eq!(moves(&mut bench), 500.0);
+    register(&mut bench, "long again", pace(2000, 30_000));
+    let begun = bench.clock("now");
+    while bench.clock("now") < begun + 30_000.0 {
+        assert_eq!(moves(&mut bench), 500.0);
+    }
+    assert_eq!(moves(&mut bench), 2000.0);
 }
 
 // --- death ---
@@ -719,11 +801,12 @@ fn only_a_lease_that_has_run_out_is_reaped() {
     assert_eq!(fields, tokens);
     // It is held: nobody else is sent after it meanwhile.
     assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 2000.0);
-    assert_eq!(bench.reap("me"), Reaped::Runs);
+    assert_eq!(bench.reap_by("another", "me"), Reaped::Runs);
     assert_eq!(bench.due(), None);
     bench.outlive_leases();
     assert_eq!(bench.due(), Some("me".into()));
-    let capped = scripts::reap(&mut bench.link, &bench.keys, PACE, "me", Duration::from_millis(300)).unwrap();
+    let short = Duration::from_millis(300);
+    let capped = scripts::reap(&mut bench.link, &bench.keys, PACE, b"me", "reaper", short).unwrap();
     assert!(matches!(capped, Reaped::Fenced(_)));
     assert_eq!(bench.lease_end("me").unwrap(), bench.clock("now") + 300.0);
 }
@@ -752,7 +835,7 @@ fn a_proof_of_death_fences_at_once_unless_there_was_a_beat_since() {
         ] {
             call.key(key);
         }
-        call.arg(&["1000", "5000", "me", "300000", lease_end]);
+        call.arg(&["1000", "5000", "me", "300000", lease_end, "reaper"]);
         let answer: Vec<Value> = call.invoke(&mut bench.connection).unwrap();
         String::from_redis_value(answer[0].clone()).unwrap()
     };
@@ -841,7 +924,7 @@ fn a_peek_fits_a_reply() {
     let sizes = [3_000_000, 10, 500_000, 500_000, 500_000, 10];
     let tokens = bench.dead("dead", &sizes.map(|size| vec![b'x'; size]));
     let mut peek = |tokens: &[Token]| -> Vec<Option<usize>> {
-        let payloads = scripts::peek(&mut bench.link, &bench.keys, "dead", tokens).unwrap();
+        let payloads = scripts::peek(&mut bench.link, &bench.keys, b"dead", tokens).unwrap();
         payloads
             .into_iter()
             .map(|payload| payload.map(|bytes| bytes.len()))
@@ -1059,8 +1142,11 @@ fn an_overwritten_key_costs_no_jobs() {
         let beaten = bench.try_beat("me");
         let recovered = bench.try_recover("dead", &orphans);
         if *key == inflight {
-            assert!(refusal(turned).contains("WRONGTYPE"));
-            assert!(refusal(beaten).contains("WRONGTYPE"));
+            // It holds no lease any more. What is there is not ours to touch.
+            assert_eq!(turned.unwrap(), Turned::Lost);
+            assert_eq!(beaten.unwrap(), Fenced::Lost);
+            assert_eq!(bench.try_leave("me", &held, &held).unwrap(), Fenced::Lost);
+            assert_eq!(bench.connection.get::<_, String>(key).unwrap(), "not ours");
             assert_eq!(queue(&bench.server, "work"), [&b"1"[..], b"waits"]);
             continue;
         }
@@ -1079,7 +1165,9 @@ fn an_overwritten_key_costs_no_jobs() {
         let still = bench.fields("dead").contains(&orphans[0].as_bytes().to_vec());
         assert!(back != still, "{key}: {recovered:?}");
         if ![&clock, &instances].contains(&key) {
-            assert_eq!(recovered.unwrap(), Some(vec![Outcome::Requeued]), "{key}");
+            let noted = ![&keys().stats(), &keys().journal()].contains(&key);
+            let outcomes = vec![Outcome::Requeued];
+            assert_eq!(recovered.unwrap(), Some(Settled { outcomes, noted }), "{key}");
         }
     }
 }

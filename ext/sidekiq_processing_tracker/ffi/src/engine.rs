@@ -98,30 +98,38 @@ impl Engine {
         })
     }
 
-    /// `#requeue(handles, timeout_ms)`: puts jobs back and their records away. Answers those that have no record: the
-    /// caller must put them back.
-    pub fn requeue(ruby: &Ruby, this: &Self, handles: Vec<Handle>, timeout_ms: u64) -> Result<Vec<Handle>, Error> {
+    /// `#requeue(handles, timeout_ms)`: puts jobs back and their records away. Answers a Hash: "unrecorded", the handles of
+    /// those that have no record, which the caller must put back; "pending", of those that Redis has on record but has
+    /// not put back in time, which come back when the lease has run out, if not before.
+    pub fn requeue(ruby: &Ruby, this: &Self, handles: Vec<Handle>, timeout_ms: u64) -> Result<RHash, Error> {
         errors::guard(ruby, || {
-            let Some(engine) = this.mine() else { return Ok(handles) };
+            let Some(engine) = this.mine() else {
+                return requeued(ruby, handles, Vec::new());
+            };
             let deadline = after(timeout_ms);
             let requeueing: Vec<_> = handles
-                .into_iter()
-                .map(|handle| (handle, engine.requeue(handle)))
+                .iter()
+                .map(|handle| (*handle, engine.requeue(*handle)))
                 .collect();
-            let mut unrecorded = Vec::new();
+            let (mut unrecorded, mut pending) = (Vec::new(), Vec::new());
             for (handle, requeueing) in requeueing {
-                match requeueing {
-                    Requeueing::Settled => {}
-                    Requeueing::Unrecorded => unrecorded.push(handle),
-                    Requeueing::Under(parker) => {
-                        gvl::wait(ruby, &parker, Some(deadline))?;
-                        if engine.take_back(handle) {
-                            unrecorded.push(handle);
+                if let Requeueing::Under(parker) = &requeueing {
+                    let deadline = if engine.is_at_work() { deadline } else { Instant::now() };
+                    match gvl::wait(ruby, parker, Some(deadline)) {
+                        Ok(true) => {}
+                        Ok(false) => pending.push(handle),
+                        Err(raised) => {
+                            engine.abandon(&handles);
+                            return Err(raised);
                         }
                     }
                 }
+                if !matches!(requeueing, Requeueing::Settled) && engine.take_back(handle) {
+                    unrecorded.push(handle);
+                }
             }
-            Ok(unrecorded)
+            pending.retain(|handle| !unrecorded.contains(handle));
+            requeued(ruby, unrecorded, pending)
         })
     }
 
@@ -170,6 +178,13 @@ impl Engine {
             Ok(engine.has_left())
         })
     }
+}
+
+fn requeued(ruby: &Ruby, unrecorded: Vec<Handle>, pending: Vec<Handle>) -> Result<RHash, Error> {
+    let hash = ruby.hash_new();
+    hash.aset("unrecorded", unrecorded)?;
+    hash.aset("pending", pending)?;
+    Ok(hash)
 }
 
 fn after(timeout_ms: u64) -> Instant {

@@ -7,8 +7,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 pub fn to_ruby(ruby: &Ruby, error: &processing_tracker_core::Error) -> Error {
     use processing_tracker_core::Error as Core;
     let class = match error {
-        Core::Configuration(_) => "ConfigurationError",
-        Core::Connection(_) => "ConnectionError",
+        Core::Connection(_) | Core::Refused(_) => "ConnectionError",
         Core::Protocol { .. } => "ProtocolError",
         _ => "InternalError",
     };

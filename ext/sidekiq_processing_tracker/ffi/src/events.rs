@@ -15,14 +15,15 @@ pub fn to_hash(ruby: &Ruby, event: Event) -> Result<RHash, Error> {
             identity,
             server,
             namespace,
-            pace,
+            interval,
+            ttl,
         } => {
             set("kind", "started".into_value_with(ruby))?;
             set("identity", identity.into_value_with(ruby))?;
             set("server", server.into_value_with(ruby))?;
             set("namespace", namespace.into_value_with(ruby))?;
-            set("interval_ms", millis(pace.step).into_value_with(ruby))?;
-            set("ttl_ms", millis(pace.ttl).into_value_with(ruby))?;
+            set("interval_ms", millis(interval).into_value_with(ruby))?;
+            set("ttl_ms", millis(ttl).into_value_with(ruby))?;
         }
         Event::Recovered {
             jid,

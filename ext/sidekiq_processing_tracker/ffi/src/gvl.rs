@@ -1,11 +1,14 @@
-//! Waiting without the GVL, so that other Ruby threads run meanwhile. The only unsafe calls into Ruby are here.
+//! Waiting without the GVL, so that other Ruby threads run meanwhile. The calls into Ruby that need care with threads are here.
 
 use magnus::{Error, Ruby};
 use processing_tracker_core::parker::{Parker, Woken};
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// The longest wait without a look at what Ruby wants of this thread.
+const SLICE: Duration = Duration::from_millis(250);
 
 struct Wait<'a> {
     parker: &'a Parker,
@@ -24,9 +27,12 @@ pub fn wait(ruby: &Ruby, parker: &Parker, deadline: Option<Instant>) -> Result<b
         if parker.is_done() {
             return Ok(true);
         }
+        // In slices: Ruby passes a signal on by a thread that has the GVL or by a helper, which it starts only where the
+        // waiting thread is alone from the beginning. With neither, a SIGTERM would wait for the end of the wait.
+        let slice = Instant::now() + SLICE;
         let mut wait = Wait {
             parker,
-            deadline,
+            deadline: Some(deadline.map_or(slice, |deadline| deadline.min(slice))),
             woken: None,
         };
         let argument = std::ptr::from_mut(&mut wait).cast::<c_void>();
@@ -37,8 +43,8 @@ pub fn wait(ruby: &Ruby, parker: &Parker, deadline: Option<Instant>) -> Result<b
         }
         match wait.woken {
             Some(Woken::Done) => return Ok(true),
-            Some(Woken::TimedOut) => return Ok(false),
-            Some(Woken::Interrupted) | None => ruby.thread_check_ints()?,
+            Some(Woken::TimedOut) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => return Ok(false),
+            Some(Woken::TimedOut | Woken::Interrupted) | None => ruby.thread_check_ints()?,
         }
     }
 }

@@ -10,6 +10,7 @@ mod settings;
 
 use magnus::{function, method, value::ReprValue, Class, Error, Module, Object, RHash, Ruby, Value};
 use processing_tracker_core as core;
+use processing_tracker_core::events::Next;
 use processing_tracker_core::link::Link;
 use std::time::Duration;
 
@@ -57,14 +58,19 @@ fn read_key(ruby: &Ruby, redis: RHash, key: String, timeout_ms: u64) -> Result<O
     })
 }
 
-/// `Native.reenqueue_orphans(settings)`: counts by outcome.
+/// `Native.reenqueue_orphans(settings)`: counts by outcome, and the events to log.
 fn reenqueue_orphans(ruby: &Ruby, settings: RHash) -> Result<RHash, Error> {
     errors::guard(ruby, || {
         let settings = settings::read(ruby, settings)?;
-        let report = gvl::run(ruby, move |cancel| core::recovery::reenqueue_orphans(&settings, cancel))?;
+        let recovered = gvl::run(ruby, move |cancel| core::orphans::reenqueue_orphans(&settings, cancel))?;
         let counts = ruby.hash_new();
-        counts.aset("requeued", report.requeued)?;
-        counts.aset("stuck", report.stuck + report.unreadable)?;
+        counts.aset("requeued", recovered.requeued)?;
+        counts.aset("stuck", recovered.stuck)?;
+        let told = ruby.ary_new();
+        while let Next::Event(event) = recovered.events.next() {
+            told.push(events::to_hash(ruby, event)?)?;
+        }
+        counts.aset("events", told)?;
         Ok(counts)
     })
 }

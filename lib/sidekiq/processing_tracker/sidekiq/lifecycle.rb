@@ -32,6 +32,22 @@ module Sidekiq
           capsules(config)&.map(&:fetcher) || [config[:fetch]]
         end
 
+        # @param config [Sidekiq::Config, Module]
+        # @return [void]
+        def warn_of_reliable_fetchers(config)
+          fetchers(config).map(&:class).uniq.select { |fetcher_class| Fetch.may_keep_jobs?(fetcher_class) }.each do |fetcher_class|
+            Log.write(:warn, "#{fetcher_class} may keep jobs of its own: after a kill -9 both it and the tracker bring them " \
+              "back; see docs/operations.md")
+          end
+        end
+
+        # @param launcher [Sidekiq::Launcher]
+        # @return [Boolean] whether any processor runs
+        def busy?(launcher)
+          managers = launcher.respond_to?(:managers) ? launcher.managers : [launcher.manager]
+          managers.any? { |manager| manager.workers.to_a.any? { |processor| processor.thread&.alive? } }
+        end
+
         # Gems that were loaded after this one may have put themselves before its middleware. Up to 8.0 every capsule
         # has a copy of the chain.
         #
@@ -69,19 +85,27 @@ module Sidekiq
       # @raise [ConfigurationError] so that Sidekiq does not boot with settings that track nothing
       def run(...)
         running = false
-        @processing_tracker ||= Instance.enter(Lifecycle.info(self))
+        # In a forked child the launcher may have been its parent's.
+        @processing_tracker = Instance.enter(Lifecycle.info(self)) unless @processing_tracker&.here?
+        Lifecycle.warn_of_reliable_fetchers(config)
         Lifecycle.fetchers(config).each { |fetcher| Fetch.decorate(fetcher) }
         Lifecycle.chains(config).each { |chain| Middleware.outermost(chain) }
         super.tap { running = true }
       ensure
-        leave_processing_tracker unless running
+        leave_processing_tracker unless running || Lifecycle.busy?(self)
       end
 
-      # Returns when the drain is over, so only then nothing is left to track.
+      # Returns when the drain is over, so only then nothing is left to track. When it raises, the processors may still
+      # run (with Redis away it does so before it has told them to end), and the engine stays as long as they do.
       def stop
-        super
+        stopped = false
+        super.tap { stopped = true }
       ensure
-        leave_processing_tracker
+        if stopped || !Lifecycle.busy?(self)
+          leave_processing_tracker
+        else
+          Log.write(:warn, "goes on: Sidekiq has not stopped, and its threads may still run jobs. The next stop ends the tracker too")
+        end
       end
 
       private

@@ -9,8 +9,9 @@ module Sidekiq
     #
     # @api private
     class Middleware
-      # Sidekiq::Shutdown may come at any moment. A call to the engine is finished first.
-      UNINTERRUPTED = {::Sidekiq::Shutdown => :never}.freeze
+      # What others raise into the thread (Sidekiq::Shutdown, a timeout, Thread#kill) may come at any moment. It waits
+      # until the calls to the engine are done, a second at most, so that it is not taken for an error of the tracker.
+      UNINTERRUPTED = {Object => :never}.freeze
       private_constant :UNINTERRUPTED
 
       class << self
@@ -29,24 +30,28 @@ module Sidekiq
       # @return [Object] what the job returns
       def call(instance, job, _queue)
         unit = UnitOfWork.current
-        yield unless unit&.runs?(job) && track(unit, instance, job) == :elsewhere
+        return yield unless unit&.runs?(job)
+        # All that is pending for this thread is raised at the end of this block, outside of every rescue.
+        return yield unless Thread.handle_interrupt(UNINTERRUPTED) { track(unit, instance, job) } == :elsewhere
+
+        # The process was stopped or cut off for longer than its lease: the job was recovered before it began here.
+        Log.write(:warn, "does not run job #{job["jid"]}: it was recovered while this process was away")
+        nil
       end
 
       private
 
+      # @return [:elsewhere, nil] the first where the job must not run here
       def track(unit, instance, job)
         engine = Instance.current&.engine
         return unless engine
 
-        Thread.handle_interrupt(UNINTERRUPTED) do
-          marked = marked_by(instance, job)
-          return unless marked && unit.track(engine, (marked unless marked == true))
-          return if unit.await_record
-        end
-        # The process was stopped or cut off for longer than its lease: the job was recovered before it began here.
-        Log.write(:warn, "does not run job #{job["jid"]}: it was recovered while this process was away")
-        :elsewhere
+        marked = marked_by(instance, job)
+        return unless marked && unit.track(engine, (marked unless marked == true))
+
+        :elsewhere unless unit.await_record
       rescue => error
+        # An error of the tracker's own, whatever it is: the job runs.
         Log.failure("track a job", error)
       end
 

@@ -24,10 +24,12 @@ module Sidekiq
       private_constant :CURRENT, :LOCK, :UNINTERRUPTED
 
       class << self
-        # @return [UnitOfWork, nil] what this thread's processor is working on. Fiber-local: code that a job runs in a
-        #   fiber of its own is not the processor's.
+        # The thread's and not the fiber's: a gem may run the processor's work in a fiber. {#runs?} tells the job from
+        # others that it runs.
+        #
+        # @return [UnitOfWork, nil] what this thread's processor is working on
         def current
-          Thread.current[CURRENT]
+          Thread.current.thread_variable_get(CURRENT)
         end
 
         # Makes `unit` the current one while the block runs. When the block ends and nobody has settled the unit,
@@ -36,36 +38,53 @@ module Sidekiq
         # @param unit [UnitOfWork]
         # @return [Object] what the block returns
         def during(unit)
-          Thread.current[CURRENT] = unit
+          Thread.current.thread_variable_set(CURRENT, unit)
           yield
         ensure
-          Thread.current[CURRENT] = nil
+          Thread.current.thread_variable_set(CURRENT, nil)
           unit.release
         end
 
-        # Puts units back into their queues, each once: what the tracker has recorded by its own script, in one call.
+        # Puts units back into their queues, each once. What the tracker has recorded goes back by the tracker's script,
+        # in one call, but only where the unit is Sidekiq's own: any other fetcher may have a copy of the job too, which
+        # only the fetcher itself can put back. Then the tracker drops its record.
         #
         # @param units [Array<UnitOfWork, Object>]
-        # @return [Array<Object>] the fetcher's own units that the fetcher has to put back
+        # @yieldparam originals [Array<Object>] the fetcher's own units that the fetcher has to put back
+        # @return [Object] what the block returns
         def requeue(units)
           ours, others = units.partition { |unit| unit.is_a?(self) }
           tracked, untracked = ours.select(&:surrender).partition(&:handle)
-          refused = tracked.group_by(&:engine).flat_map { |engine, group| hand_back(engine, group) }
-          requeued = tracked.size - refused.size
-          Log.write(:info, "put #{requeued} jobs back into their queues") if requeued.positive?
-          others + (untracked + refused).map(&:original)
+          by_script, by_fetcher = tracked.partition(&:stock?)
+          unrecorded = hand_back(by_script)
+          result = yield(others + (untracked + by_fetcher + unrecorded).map(&:original))
+          by_fetcher.each(&:drop_record)
+          result
         end
 
         private
 
         # @return [Array<UnitOfWork>] those that have no record in Redis
-        def hand_back(engine, units)
+        def hand_back(units)
+          answers = units.group_by(&:engine).map { |engine, group| requeue_by_script(engine, group) }
+          unrecorded, pending = %w[unrecorded pending].map { |key| answers.flat_map { |answer| answer.fetch(key) } }
+          requeued = units.size - unrecorded.size - pending.size
+          Log.write(:info, "put #{requeued} jobs back into their queues") if requeued.positive?
+          if pending.any?
+            Log.write(:warn, "#{pending.size} jobs stay recorded: they come back when the lease has run out")
+          end
+          unrecorded
+        end
+
+        # @return [Hash{String => Array<UnitOfWork>}] as {Native::Engine#requeue} answers, with units for handles
+        def requeue_by_script(engine, units)
           by_handle = units.to_h { |unit| [unit.handle, unit] }
-          engine.requeue(by_handle.keys, REQUEUE_TIMEOUT).map { |handle| by_handle.fetch(handle) }
+          engine.requeue(by_handle.keys, REQUEUE_TIMEOUT).transform_values { |handles| by_handle.fetch_values(*handles) }
         rescue => error
           Log.failure("requeue #{units.size} jobs", error)
           # A recorded job comes back by its record. Pushing it as well would put it back twice.
-          units.reject(&:recorded?)
+          pending, unrecorded = units.partition(&:recorded?)
+          {"unrecorded" => unrecorded, "pending" => pending}
         end
       end
 
@@ -110,7 +129,8 @@ module Sidekiq
       #
       # @return [void]
       def requeue
-        UnitOfWork.requeue([self]).each(&:requeue)
+        UnitOfWork.requeue([self]) { |originals| originals.each(&:requeue) }
+        nil
       end
 
       # Whether the given hash is this very job. Identity and not the jid is compared: it costs nothing, and it holds
@@ -152,6 +172,9 @@ module Sidekiq
       # @return [Boolean] whether the record is known to be in Redis
       def recorded? = @recorded
 
+      # @return [Boolean] whether the fetcher's own unit is Sidekiq's, so that its fetcher has no copy of the job
+      def stock? = @original.instance_of?(::Sidekiq::BasicFetch::UnitOfWork)
+
       # Sidekiq takes the job from its thread to put it back. From here on it is neither tracked, acked nor released.
       #
       # @return [Boolean] false where it is done with already, and must not be put back
@@ -161,11 +184,14 @@ module Sidekiq
       #
       # @return [void]
       def release
-        return unless @handle
+        finish("release") { @engine.release(@handle) if @handle && settle }
+      end
 
-        Thread.handle_interrupt(UNINTERRUPTED) { @engine.release(@handle) if settle }
-      rescue => error
-        Log.failure("release a job", error)
+      # The fetcher has put back the job that was surrendered: the tracker must not do it as well.
+      #
+      # @return [void]
+      def drop_record
+        finish("ack") { @engine.ack(@handle) }
       end
 
       # @return [String] without the payload, whose arguments may be secret
@@ -175,11 +201,18 @@ module Sidekiq
 
       private
 
-      # An error here must not reach the processor, which would lose its thread without a word in the log.
       def ack
-        Thread.handle_interrupt(UNINTERRUPTED) { @engine.ack(@handle) if settle && @handle }
-      rescue => error
-        Log.failure("ack a job", error)
+        finish("ack") { @engine.ack(@handle) if settle && @handle }
+      end
+
+      # An error here must not reach the processor, which would lose its thread without a word in the log. What others
+      # raise into the thread comes after the block, and passes.
+      def finish(doing)
+        Thread.handle_interrupt(UNINTERRUPTED) do
+          yield
+        rescue => error
+          Log.failure("#{doing} a job", error)
+        end
       end
 
       # @return [Boolean] whether it was this call that settled it

@@ -1,9 +1,11 @@
 -- beat: renews the lease, moves the clock, and names an instance whose lease has run out.
--- KEYS: clock instances inflight info   ARGV: identity step ttl (those its sender works by) progress ('1': Ruby has made progress since the last stamp)
+-- KEYS: clock instances inflight info
+-- ARGV: identity step ttl (those its sender works by) progress ('1': Ruby has made progress since the last stamp)
 -- Answers: 'lost', or 'ok' step ttl [instances due] (the last two only when the clock moved; due is '' for none)
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
-if redis.call('HEXISTS', inflight, 'call') == 0 then return {'lost'} end
+-- A hash that somebody has overwritten (pcall: a table) holds no lease any more.
+if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
 redis.call('HDEL', inflight, '-')
 local now, step, ttl, moved, server = tick(clock, instances, tonumber(ARGV[2]), tonumber(ARGV[3]))
 -- The sender works by its own ttl until it has read this answer, which may be lost.

@@ -1,6 +1,6 @@
 -- reap: takes the lease of an instance whose lease has run out (fences it) and holds it for this reaper.
 -- KEYS: clock instances [inflight info]   ARGV: step ttl identity ('' asks for one that is due) hold lease_end ('' or, with
---       the proof of a death, the lease end read before the proof)
+--       the proof of a death, the lease end read before the proof) by
 -- Answers: without an identity 'due' and the identity ('' for none); else 'gone', 'runs', 'overwritten' (its hash is
 --       none), or 'reaped' and the fields of its in-flight hash
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -15,11 +15,14 @@ end
 local now, step, ttl = tick(clock, instances, tonumber(ARGV[1]), tonumber(ARGV[2]))
 local lease_end = redis.call('ZSCORE', instances, identity)
 if not lease_end then return {'gone'} end
-if tonumber(lease_end) > now and not (ARGV[5] ~= '' and tonumber(ARGV[5]) == tonumber(lease_end)) then
-  return {'runs'}
+local kind = redis.call('TYPE', inflight).ok
+local proven = ARGV[5] ~= '' and tonumber(ARGV[5]) == tonumber(lease_end)
+if tonumber(lease_end) > now and not proven then
+  -- The reaper may ask again, when it got no answer: then the hold is its own.
+  local held = kind == 'hash' and redis.call('HEXISTS', inflight, 'call') == 0
+  if not (held and redis.pcall('HGET', info, 'reaper') == ARGV[6]) then return {'runs'} end
 end
 local held_until = now + math.min(2 * step, tonumber(ARGV[4]))
-local kind = redis.call('TYPE', inflight).ok
 if kind ~= 'hash' and kind ~= 'none' then
   -- It must not be named before all others for ever.
   redis.call('ZADD', instances, held_until, identity)
@@ -33,5 +36,6 @@ if #fields == 0 then
   return {'gone'}
 end
 redis.call('ZADD', instances, held_until, identity)
+redis.pcall('HSET', info, 'reaper', ARGV[6])
 table.insert(fields, 1, 'reaped')
 return fields

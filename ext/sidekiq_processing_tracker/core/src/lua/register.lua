@@ -8,12 +8,19 @@ redis.call('ZCARD', instances) -- raises where that key holds something else, be
 redis.call('HDEL', inflight, '-') -- allowed when memory is full, and then so is every write after it
 local now, step, ttl, _, server = tick(clock, instances, new_step, new_ttl)
 if step ~= new_step or ttl ~= new_ttl then
-  redis.call('HSET', clock, 'step', new_step, 'ttl', new_ttl)
-  -- The clock may take longer steps now, and the others learn of it with their next beat only: a running lease must
-  -- last until then. It is never made shorter, so theirs covers what they still work by.
-  for _, other in ipairs(redis.call('ZRANGEBYSCORE', instances, '(' .. string.format('%.0f', now), '+inf')) do
-    redis.call('ZADD', instances, 'GT', now + new_ttl, other)
+  -- The others learn it with their next beat only. Until then their leases must bear the clock's steps, so it goes on in
+  -- the old ones for as long as an old lease lasts. No lease is touched: a dead instance must not live longer by it.
+  local clamp = redis.call('HMGET', clock, 'clamp', 'clamp_until')
+  local most = step
+  if readable(tonumber(clamp[1]), 1) and readable(tonumber(clamp[2]), 0) and now < tonumber(clamp[2]) then
+    most = math.min(most, tonumber(clamp[1]))
   end
+  if new_step > most then
+    redis.call('HSET', clock, 'clamp', most, 'clamp_until', now + ttl)
+  else
+    redis.call('HDEL', clock, 'clamp', 'clamp_until')
+  end
+  redis.call('HSET', clock, 'step', new_step, 'ttl', new_ttl)
 end
 redis.call('HSET', inflight, 'call', 0)
 redis.call('ZADD', instances, now + new_ttl, identity)

@@ -19,8 +19,9 @@ local function take_count()
   return tonumber(take())
 end
 
-local done = redis.call('HGET', inflight, 'call')
-if not done then return {'lost'} end
+local done = redis.pcall('HGET', inflight, 'call')
+-- A hash that somebody has overwritten (pcall: a table) holds no lease any more.
+if not done or type(done) == 'table' then return {'lost'} end
 local call = tonumber(ARGV[1])
 done = tonumber(done)
 if call < done then return {'stale'} end
@@ -28,10 +29,13 @@ local again = call == done
 
 if not again then redis.call('HDEL', inflight, '-') end
 
--- The only write that can fail comes first.
 for _ = 1, take_count() do
   local class = take()
-  if not again then redis.call('HSET', info, 'marked:' .. class, 1) end
+  if not again and type(redis.pcall('HSET', info, 'marked:' .. class, 1)) == 'table' then
+    -- Somebody has overwritten it. What it said for people is gone anyway; recovery needs the marks.
+    redis.call('DEL', info)
+    redis.call('HSET', info, 'marked:' .. class, 1)
+  end
 end
 
 local acks = take_count()

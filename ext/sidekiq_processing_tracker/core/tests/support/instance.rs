@@ -77,7 +77,10 @@ fn answer(engine: &Engine, words: &[&str]) -> String {
         }
         ["requeue", handle, within] => match engine.requeue(number(handle)) {
             Requeueing::Settled => "settled".into(),
-            Requeueing::Unrecorded => "unrecorded".into(),
+            Requeueing::Unrecorded => {
+                assert!(engine.take_back(number(handle)));
+                "unrecorded".into()
+            }
             Requeueing::Under(parker) => {
                 let woken = parker.wait(Some(Instant::now() + millis(within)));
                 match (engine.take_back(number(handle)), woken) {

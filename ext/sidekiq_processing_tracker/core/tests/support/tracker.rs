@@ -8,8 +8,8 @@ use processing_tracker_core::engine::{Engine, Recorded};
 use processing_tracker_core::events::{Event, Next};
 use processing_tracker_core::keys::Keys;
 use processing_tracker_core::link::Link;
+use processing_tracker_core::orphans::{reenqueue_orphans, Recovered};
 use processing_tracker_core::parker::{Parker, Woken};
-use processing_tracker_core::recovery::{reenqueue_orphans, Report};
 use processing_tracker_core::registry::Handle;
 use processing_tracker_core::settings::{Address, Settings, Target};
 use processing_tracker_core::Result;
@@ -246,7 +246,7 @@ pub fn assert_at_rest(server: &RedisServer) {
 
 /// `reenqueue_orphans`, which a test must not wait for for ever.
 #[track_caller]
-pub fn recover_all(settings: &Settings) -> Result<Report> {
+pub fn recover_all(settings: &Settings) -> Result<Recovered> {
     let cancel = Parker::new();
     let watch = std::thread::spawn({
         let cancel = cancel.clone();
@@ -292,8 +292,11 @@ pub fn journal(server: &RedisServer) -> Vec<JournalLine> {
         .unwrap();
     let mut lines = Vec::new();
     for (_, fields) in entries {
-        assert_eq!((fields[0].as_str(), fields[2].as_str()), ("from", "by"));
-        for job in fields[4..].chunks(8) {
+        let names: Vec<&str> = fields[..8].iter().step_by(2).map(String::as_str).collect();
+        assert_eq!(names, ["from", "by", "piece", "outcomes"]);
+        let moved = fields[7].bytes().filter(|letter| *letter == b'r').count();
+        assert_eq!(fields[8..].len(), moved * 8, "{fields:?}");
+        for job in fields[8..].chunks(8) {
             let names: Vec<&str> = job.iter().step_by(2).map(String::as_str).collect();
             assert_eq!(names, ["jid", "class", "queue", "outcome"]);
             lines.push(JournalLine {

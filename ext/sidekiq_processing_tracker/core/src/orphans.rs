@@ -1,0 +1,159 @@
+//! Recovery on demand, from any process: a console has no engine.
+
+use crate::error::Result;
+use crate::events::{Event, Events};
+use crate::identity;
+use crate::keys::Keys;
+use crate::link::Link;
+use crate::parker::{Parker, Woken};
+use crate::recovery::{Progress, Reaper, Recovery};
+use crate::scripts;
+use crate::settings::Settings;
+use std::collections::HashMap;
+use std::time::Instant;
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Jobs that are back in their queues.
+    pub requeued: u64,
+    /// Jobs and fields that stay where they are, since something is wrong with their queues' keys or with them.
+    pub stuck: u64,
+    /// One event for each job that is back, and one for each instance whose hash needs a person.
+    pub events: Events,
+}
+
+struct Orphans<'a> {
+    link: Link,
+    reaper: Reaper,
+    cancel: &'a Parker,
+    /// The instances that were listed at the call, and their lease ends then. `None` before they were asked for.
+    listed: Option<HashMap<Vec<u8>, f64>>,
+    current: Option<Recovery>,
+    /// What stays, by instance: an instance is looked at again whenever its hold has run out.
+    stuck: HashMap<Vec<u8>, u64>,
+    unnoted: bool,
+    recovered: Recovered,
+}
+
+/// Recovers what is due, until every instance listed at the call was recovered or has renewed its lease; keeps the lease
+/// clock going meanwhile. `cancel` ends it early.
+///
+/// # Errors
+/// `Error::Connection`, `Error::Refused` when Redis fails twice in a row.
+pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recovered> {
+    let reaper = Reaper {
+        keys: Keys::new(&settings.namespace),
+        by: identity::draw(&settings.instance_id)?,
+        pace: settings.pace(),
+        hold: settings.hold,
+    };
+    let pause = reaper.pace.pause();
+    let mut orphans = Orphans {
+        link: Link::new(settings.redis.clone(), settings.redis.read_timeout),
+        reaper,
+        cancel,
+        listed: None,
+        current: None,
+        stuck: HashMap::new(),
+        unnoted: false,
+        recovered: Recovered::default(),
+    };
+    let mut failed = false;
+    while !cancel.is_done() {
+        match orphans.pass() {
+            Ok(true) => break,
+            Ok(false) => failed = false,
+            Err(error) if failed => return Err(error),
+            Err(_) => failed = true,
+        }
+        if cancel.wait(Some(Instant::now() + pause)) == Woken::Done {
+            break;
+        }
+    }
+    orphans.recovered.stuck = orphans.stuck.values().sum();
+    Ok(orphans.recovered)
+}
+
+impl Orphans<'_> {
+    /// Recovers all that is due, then says whether nothing is left to wait for.
+    fn pass(&mut self) -> Result<bool> {
+        if self.listed.is_none() {
+            self.listed = Some(
+                scripts::instances(&mut self.link, &self.reaper.keys)?
+                    .into_iter()
+                    .collect(),
+            );
+        }
+        while !self.cancel.is_done() {
+            if self.current.is_none() {
+                let due = scripts::due(&mut self.link, &self.reaper.keys, self.reaper.pace)?;
+                self.current = due.map(Recovery::new);
+            }
+            if self.current.is_none() {
+                return self.are_settled();
+            }
+            if !self.step()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Answers whether it was worth while: one that is named as due and is not there after all is for a pause.
+    fn step(&mut self) -> Result<bool> {
+        let Some(recovery) = &mut self.current else {
+            return Ok(true);
+        };
+        let recovered = &mut self.recovered;
+        let progress = recovery.step(&mut self.link, &self.reaper, |event| {
+            recovered.requeued += 1;
+            recovered.events.push(event);
+        })?;
+        let Progress::Done(report) = progress else {
+            return Ok(true);
+        };
+        let from = recovery.from().to_vec();
+        self.current = None;
+        if let Some(unnoted) = report.unnoted(&self.reaper.keys).filter(|_| !self.unnoted) {
+            self.unnoted = true;
+            self.recovered.events.push(Event::Warning(unnoted));
+        }
+        if let Some(leftovers) = report.leftovers(&self.reaper.keys, &from) {
+            if self
+                .stuck
+                .insert(from.clone(), report.stuck + report.unreadable)
+                .is_none()
+            {
+                self.recovered.events.push(Event::Warning(leftovers));
+            }
+            // It is not going to be settled while somebody waits here.
+            if let Some(listed) = &mut self.listed {
+                listed.remove(&from);
+            }
+        }
+        Ok(!report.idle)
+    }
+
+    fn are_settled(&mut self) -> Result<bool> {
+        let now: HashMap<Vec<u8>, f64> = scripts::instances(&mut self.link, &self.reaper.keys)?
+            .into_iter()
+            .collect();
+        let Some(listed) = &mut self.listed else {
+            return Ok(true);
+        };
+        for (identity, before) in listed.clone() {
+            let settled = match now.get(&identity) {
+                None => true,
+                // A reaper's hold moves the lease end too.
+                Some(lease_end) => {
+                    *lease_end > before && scripts::is_alive(&mut self.link, &self.reaper.keys, &identity)?
+                }
+            };
+            if settled {
+                listed.remove(&identity);
+            }
+        }
+        Ok(listed.is_empty())
+    }
+}
