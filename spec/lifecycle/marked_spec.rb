@@ -63,6 +63,26 @@ RSpec.describe "marked jobs" do
     eventually("the end") { other.done == [Queues.jid(unmarked)] }
   end
 
+  it "are recorded also where a gem runs the processor's work in a fiber, and come back" do
+    fiber = <<~RUBY
+      require "sidekiq/processor"
+
+      module InFiber
+        private
+
+        def dispatch(...)
+          Fiber.new { super }.resume
+        end
+      end
+      Sidekiq::Processor.prepend(InFiber)
+    RUBY
+    payload = push("GatedJob", processing: true)
+    worker = SidekiqProcess.new(redis, app: fiber, concurrency: 1).up.runs(Queues.jid(payload))
+    expect(Queues.in_flight(redis)).to eq(worker.identity => [payload])
+    gate.open
+    eventually("the ack") { worker.done == [Queues.jid(payload)] && Queues.everywhere(redis).empty? }
+  end
+
   it "tell people who runs them" do
     worker = SidekiqProcess.new(redis, queues: %w[default later], concurrency: 3).up
     expect(info(worker)).to include("pid" => worker.pid.to_s, "hostname" => Socket.gethostname, "queues" => "default,later",

@@ -96,4 +96,22 @@ RSpec.describe "a worker that is told to end" do
     eventually("the end of the dead one") { Queues.identities(redis) == [other.identity] }
     expect(other.started.size).to eq(1)
   end
+
+  it "says what stays on record when Redis does not answer in time, and not that it was put back" do
+    worker = SidekiqProcess.new(redis, timeout: 3, concurrency: 1).up
+    payload = push
+    worker.runs(Queues.jid(payload))
+    eventually("the record") { Queues.everywhere(redis) == [payload] }
+    # Before that line Sidekiq needs Redis to end its poller.
+    worker.signal(:TERM).wait_for_log(/Pausing to allow jobs to finish/)
+    redis.pause
+    worker.process.wait
+    redis.resume
+    expect(worker.log).to include("ProcessingTracker 1 jobs stay recorded: they come back when the lease has run out")
+      .and(not_include("jobs back into their queues"))
+    other = SidekiqProcess.new(redis).up.runs(Queues.jid(payload))
+    expect(Queues.everywhere(redis)).to eq([payload])
+    gate.open
+    eventually("the ack") { other.done == [Queues.jid(payload)] && Queues.everywhere(redis).empty? }
+  end
 end

@@ -59,6 +59,41 @@ RSpec.describe Sidekiq::ProcessingTracker do
     expect(output).to start_with("30\nnamespace (from PROCESSING_NS) is \"a b\": allowed is")
   end
 
+  describe ".reenqueue_orphans!" do
+    let(:redis) { RedisServer.new }
+
+    def reenqueue_orphans
+      RubyProcess.run_ruby(<<~RUBY, env: {"REDIS_URL" => redis.url, "PROCESSING_NS" => Engines::NAMESPACE}).first.lines(chomp: true)
+        require "logger"
+        Sidekiq.logger.level = Logger::FATAL
+        tracker = Sidekiq::ProcessingTracker
+        tracker.config.logger = Logger.new($stdout, formatter: ->(severity, _, _, text) { "\#{severity} \#{text}\n" })
+        p tracker.reenqueue_orphans!
+      RUBY
+    end
+
+    it "returns what came of the jobs, and logs a line for each and one for the sum" do
+      payloads = Array.new(2) { |i| Queues.marked("PaymentJob", "secret", i) }
+      dead = Engines.orphan(redis, *payloads)
+      stuck = Engines.orphan(redis, Queues.marked("PaymentJob", "secret"), queue: "overwritten")
+      redis.call("SET", "queue:overwritten", "no list")
+      lines = reenqueue_orphans
+      *news, sum, result = lines
+      expect([sum, result]).to eq(["INFO ProcessingTracker reenqueue_orphans!: requeued=2 stuck=1", "{:requeued=>2, :stuck=>1}"])
+      jobs, warnings = news.partition { |line| line.start_with?("INFO") }
+      expect(jobs).to match_array(payloads.map { |payload|
+        "INFO ProcessingTracker recovered job: jid=#{Queues.jid(payload)} class=PaymentJob queue=default from=#{dead} outcome=requeued"
+      })
+      expect(warnings).to all(start_with("WARN ProcessingTracker ")).and include(include(stuck).or(include("queue:overwritten")))
+      expect(lines.join).not_to include("secret")
+      expect(Queues.queued(redis)).to match_array(payloads)
+    end
+
+    it "says so where nothing was to be done" do
+      expect(reenqueue_orphans).to eq(["INFO ProcessingTracker reenqueue_orphans!: requeued=0 stuck=0", "{:requeued=>0, :stuck=>0}"])
+    end
+  end
+
   describe ".redis_sync" do
     let(:redis) { RedisServer.new }
 
@@ -86,6 +121,23 @@ RSpec.describe Sidekiq::ProcessingTracker do
       RUBY
       expect(output).to eq("OK\ntrue\n2\n")
       expect(redis.with(db: 3) { |client| client.call("GET", "a") }).to eq("2")
+    end
+
+    it "makes a new pool for other options, and for no others" do
+      output, = RubyProcess.run_ruby(<<~RUBY, env: nowhere)
+        Sidekiq.logger.level = Logger::FATAL
+        tracker = Sidekiq::ProcessingTracker
+        options = {path: #{redis.socket.inspect}, db: 3}
+        changes = [-> { options }, -> { {path: #{redis.socket.inspect}, db: 3} }, -> { options.merge!(db: 4) }, -> { options.dup }]
+        pools = changes.map do |change|
+          tracker.config.redis_options = change.call
+          tracker.redis_sync { |conn| conn.incr("a") }
+          tracker.send(:redis_pool).object_id
+        end
+        p pools.map { |pool| pools.index(pool) }
+      RUBY
+      expect(output).to eq("[0, 0, 2, 2]\n")
+      expect([3, 4].map { |db| redis.with(db: db) { |client| client.call("GET", "a") } }).to eq(%w[2 2])
     end
 
     it "logs in with the password of redis_options and shows it nowhere" do

@@ -74,7 +74,7 @@ module Queues
   def journal(redis, namespace: "sidekiq_processing")
     redis.call("XRANGE", "#{namespace}:journal", "-", "+").flat_map do |_, fields|
       fields = fields.flatten
-      fields.drop(4).each_slice(8).map { |job| Hash[*fields.take(4), *job] }
+      fields.drop(8).each_slice(8).map { |job| Hash[*fields.take(4), *job] }
     end
   end
 

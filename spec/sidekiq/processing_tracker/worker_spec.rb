@@ -79,11 +79,13 @@ RSpec.describe Sidekiq::ProcessingTracker::Worker do
     plain = Module.new { include Sidekiq::ProcessingTracker::Worker }
     telling = Module.new do
       include Sidekiq::ProcessingTracker::Worker
+
       define_singleton_method(:included) { |base| seen << base }
     end
     # As those of ActiveSupport::Concern: with a block it is a declaration.
     declaring = Module.new do
       include Sidekiq::ProcessingTracker::Worker
+
       define_singleton_method(:included) { |base = nil, &block| block ? seen << block : super(base) }
       included { nil }
     end
@@ -110,10 +112,13 @@ RSpec.describe Sidekiq::ProcessingTracker::Worker do
     concern = Module.new do
       extend ActiveSupport::Concern
 
-      include Sidekiq::Job
       include Sidekiq::ProcessingTracker::Worker
 
-      included { sidekiq_options queue: "low" }
+      included do
+        include Sidekiq::Job
+
+        sidekiq_options queue: "low"
+      end
     end
     outer = Module.new do
       extend ActiveSupport::Concern

@@ -33,6 +33,8 @@ struct Orphans<'a> {
     /// What stays, by instance: an instance is looked at again whenever its hold has run out.
     stuck: HashMap<Vec<u8>, u64>,
     unnoted: bool,
+    /// The call before has failed.
+    failed: bool,
     recovered: Recovered,
 }
 
@@ -57,15 +59,15 @@ pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recover
         current: None,
         stuck: HashMap::new(),
         unnoted: false,
+        failed: false,
         recovered: Recovered::default(),
     };
-    let mut failed = false;
     while !cancel.is_done() {
         match orphans.pass() {
             Ok(true) => break,
-            Ok(false) => failed = false,
-            Err(error) if failed => return Err(error),
-            Err(_) => failed = true,
+            Ok(false) => orphans.failed = false,
+            Err(error) if orphans.failed => return Err(error),
+            Err(_) => orphans.failed = true,
         }
         if cancel.wait(Some(Instant::now() + pause)) == Woken::Done {
             break;
@@ -110,6 +112,8 @@ impl Orphans<'_> {
             recovered.requeued += 1;
             recovered.events.push(event);
         })?;
+        // A pass over many instances may meet more than one connection that breaks.
+        self.failed = false;
         let Progress::Done(report) = progress else {
             return Ok(true);
         };

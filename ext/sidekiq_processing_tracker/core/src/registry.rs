@@ -424,6 +424,8 @@ impl Registry {
                 self.unrecorded(handle);
             }
         }
+        // Not instead of what is there by now: a job whose thread has gone while its record was on its way.
+        kept.append(&mut self.requeues);
         self.requeues = kept;
         self.marks = self.marked.iter().cloned().collect();
         let mut lost = Vec::new();

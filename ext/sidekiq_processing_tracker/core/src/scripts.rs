@@ -509,7 +509,11 @@ pub fn instances(link: &mut Link, keys: &Keys) -> Result<Vec<(Vec<u8>, f64)>> {
 pub fn is_alive(link: &mut Link, keys: &Keys, identity: &[u8]) -> Result<bool> {
     let mut command = redis::cmd("HEXISTS");
     command.arg(keys.inflight_of(identity)).arg("call");
-    Ok(whole("HEXISTS", link.command(&command)?)? == 1)
+    match link.command(&command) {
+        // A hash that somebody has overwritten holds no lease any more.
+        Err(Error::Refused(text)) if text.contains("WRONGTYPE") => Ok(false),
+        answer => Ok(whole("HEXISTS", answer?)? == 1),
+    }
 }
 
 /// A reply, taken apart from front to back.

@@ -237,6 +237,49 @@ fn orphans_come_back_in_a_fleet_where_nobody_lives_long() {
 }
 
 #[test]
+fn orphans_come_back_in_a_crash_loop_of_processes_with_different_settings() {
+    let server = RedisServer::start();
+    let socket = server.socket_path();
+    let start = Instant::now();
+    let settings = [(400, 2000), (600, 3000)];
+    let mut orphaned = 0;
+    // Each registers with other settings than the one before, as in a deployment that fails half way.
+    for (interval, ttl) in settings.into_iter().cycle() {
+        let back = queue(&server, "work").len();
+        if back >= 2 {
+            break;
+        }
+        assert!(start.elapsed() < SOON * 2, "{back} of {orphaned} are back");
+        let born = Instant::now();
+        let mut instance = Options::new(&socket)
+            .set("interval_ms", interval)
+            .set("ttl_ms", ttl)
+            .registered();
+        instance.record("work", &job(&format!("j{orphaned}")));
+        orphaned += 1;
+        thread::sleep(Duration::from_millis(800).saturating_sub(born.elapsed()));
+        instance.kill();
+    }
+    let back = queue(&server, "work");
+    assert!(back.contains(&job("j0")) && back.contains(&job("j1")), "{}", back.len());
+}
+
+#[test]
+fn a_living_instance_bears_others_with_longer_and_shorter_steps() {
+    let server = RedisServer::start();
+    let fleet = Fleet::start(&server);
+    // Ten times the step, and a tenth: they come and go while the fleet beats by what it knows.
+    for factor in [10, 1, 10, 1] {
+        let mut other = settings(&server.socket_path(), "other");
+        (other.interval, other.ttl) = (STEP * factor, TTL * factor);
+        let other = Tracker::registered(other);
+        fleet.live_through(STEP * 2);
+        assert!(other.leave(SOON));
+    }
+    fleet.end(&server);
+}
+
+#[test]
 fn a_process_that_stood_still_beyond_its_lease_learns_it_once_and_goes_on() {
     let server = RedisServer::start();
     let socket = server.socket_path();

@@ -674,11 +674,18 @@ fn a_missing_clock_begins_with_every_lease_anew() {
     let mut bench = Bench::with("me");
     bench.register("other");
     bench.outlive_leases();
-    for broken in ["now", "seen", "step", "ttl"] {
-        let () = bench.connection.hset(bench.keys.clock(), broken, "x").unwrap();
-        assert_eq!(bench.due(), None, "{broken}");
+    let nonsense = ["x", "", "-1", "inf", "-inf", "nan", "1e300"];
+    let fields = ["now", "seen", "step", "ttl"];
+    let no_pace = ["step", "ttl"].map(|field| (field, "0"));
+    let all = fields
+        .into_iter()
+        .flat_map(|field| nonsense.map(|value| (field, value)));
+    for (field, value) in all.chain(no_pace) {
+        let () = bench.connection.hset(bench.keys.clock(), field, value).unwrap();
+        assert_eq!(bench.due(), None, "{field} {value}");
         assert_eq!(bench.reap("other"), Reaped::Runs);
         assert_eq!(bench.lease_end("other").unwrap(), bench.clock("now") + 5000.0);
+        assert_eq!((bench.clock("step"), bench.clock("ttl")), (1000.0, 5000.0));
         bench.outlive_leases();
     }
     let () = bench.connection.del(bench.keys.clock()).unwrap();
@@ -687,6 +694,38 @@ fn a_missing_clock_begins_with_every_lease_anew() {
     let () = bench.connection.del(bench.keys.clock()).unwrap();
     bench.register("third");
     assert_eq!(bench.reap("other"), Reaped::Runs);
+}
+
+#[test]
+fn a_clock_with_nonsense_lets_a_registration_and_a_beat_set_it_right() {
+    for value in ["0", "-5", "inf", "nan"] {
+        for field in ["step", "ttl"] {
+            let mut bench = Bench::with("me");
+            let () = bench.connection.hset(bench.keys.clock(), field, value).unwrap();
+            assert!(
+                matches!(bench.beat("me"), Fenced::Alive(Beat { pace, .. }) if pace == PACE),
+                "{field} {value}"
+            );
+            let () = bench.connection.hset(bench.keys.clock(), field, value).unwrap();
+            bench.register("next");
+            assert_eq!((bench.clock("step"), bench.clock("ttl")), (1000.0, 5000.0));
+            assert_eq!(bench.due(), None);
+        }
+        // What is to make the clock slower for a while cannot make it stand.
+        let mut bench = Bench::with("me");
+        for field in ["clamp", "clamp_until"] {
+            let (clock, other) = (
+                bench.keys.clock(),
+                [("clamp", 500_i64), ("clamp_until", 900_000_000_000_000_i64)],
+            );
+            let () = bench.connection.hset_multiple(&clock, &other).unwrap();
+            let () = bench.connection.hset(&clock, field, value).unwrap();
+            let before = bench.clock("now");
+            bench.set_seen(-60_000);
+            bench.due();
+            assert_eq!(bench.clock("now") - before, 1000.0, "{field} {value}");
+        }
+    }
 }
 
 #[test]
@@ -812,6 +851,93 @@ fn only_a_lease_that_has_run_out_is_reaped() {
 }
 
 #[test]
+fn a_reaper_that_got_no_answer_may_ask_again_while_it_holds() {
+    let mut bench = Bench::with("me");
+    let held = bench.record("me", 1, "work", &[b"a".to_vec()]);
+    let fields = vec![held[0].as_bytes().to_vec()];
+    assert_eq!(bench.reap("me"), Reaped::Runs);
+    bench.outlive_leases();
+    for _ in 0..3 {
+        assert_eq!(bench.reap_by("one", "me"), Reaped::Fenced(fields.clone()));
+        assert_eq!(bench.reap_by("other", "me"), Reaped::Runs);
+    }
+    // The hold has run out: another one has it now.
+    bench.outlive_leases();
+    assert_eq!(bench.reap_by("other", "me"), Reaped::Fenced(fields.clone()));
+    assert_eq!(bench.reap_by("one", "me"), Reaped::Runs);
+    assert_eq!(bench.reap_by("other", "me"), Reaped::Fenced(fields.clone()));
+    // Without the note of it, nobody knows; the hold runs out.
+    overwrite(&mut bench, &keys().info("me"));
+    assert_eq!(bench.reap_by("other", "me"), Reaped::Runs);
+    bench.outlive_leases();
+    assert_eq!(bench.reap_by("other", "me"), Reaped::Fenced(fields));
+    assert_eq!(bench.recover("me", &held), Some(vec![Outcome::Requeued]));
+    assert_at_rest(&bench.server);
+}
+
+#[test]
+fn a_name_in_an_info_makes_nobody_a_reaper_of_the_living() {
+    let mut bench = Bench::with("me");
+    bench.record("me", 1, "work", &[b"a".to_vec()]);
+    let () = bench.connection.hset(keys().info("me"), "reaper", "reaper").unwrap();
+    assert_eq!(bench.reap("me"), Reaped::Runs);
+    assert!(matches!(bench.beat("me"), Fenced::Alive(_)));
+}
+
+#[test]
+fn an_identity_may_be_any_bytes() {
+    let mut bench = Bench::start();
+    let name = b"\xff\xfe: \r\n\0";
+    let hash = keys().inflight_of(name);
+    let () = bench.connection.zadd(keys().instances(), name, 0).unwrap();
+    let () = bench.connection.hset(&hash, "call", 1).unwrap();
+    let () = bench.connection.hset(&hash, "1-1 5 work", "a").unwrap();
+    let () = bench.connection.hset(keys().info_of(name), "hostname", "x").unwrap();
+    assert!(scripts::is_alive(&mut bench.link, &bench.keys, name).unwrap());
+    assert_eq!(
+        scripts::instances(&mut bench.link, &bench.keys).unwrap(),
+        [(name.to_vec(), 0.0)]
+    );
+    let due = scripts::due(&mut bench.link, &bench.keys, PACE).unwrap();
+    // A clock that is missing begins with every lease anew.
+    assert_eq!(due, None);
+    bench.outlive_leases();
+    let due = scripts::due(&mut bench.link, &bench.keys, PACE).unwrap();
+    assert_eq!(due, Some(name.to_vec()));
+    let reaped = scripts::reap(&mut bench.link, &bench.keys, PACE, name, "reaper", HOLD).unwrap();
+    assert_eq!(reaped, Reaped::Fenced(vec![b"1-1 5 work".to_vec()]));
+    let tokens = [Token::read(b"1-1 5 work".to_vec()).unwrap()];
+    let payloads = scripts::peek(&mut bench.link, &bench.keys, name, &tokens).unwrap();
+    assert_eq!(payloads, [Some(b"a".to_vec())]);
+    let settlement = Settlement {
+        from: name,
+        by: "reaper",
+        pace: PACE,
+        hold: HOLD,
+        piece: "piece",
+    };
+    let orphans = tokens.map(|token| Orphan {
+        token,
+        facts: payload::Facts::default(),
+    });
+    let settled = scripts::recover(&mut bench.link, &bench.keys, &settlement, &orphans).unwrap();
+    assert_eq!(settled.map(noted), Some(vec![Outcome::Requeued]));
+    assert_eq!(queue(&bench.server, "work"), [b"a"]);
+    let mut left: Vec<Vec<u8>> = bench.connection.keys("*").unwrap();
+    left.sort();
+    let expected = [
+        keys().clock(),
+        keys().journal(),
+        keys().stats(),
+        "queue:work".into(),
+        "queues".into(),
+    ];
+    let mut expected = expected.map(String::into_bytes);
+    expected.sort();
+    assert_eq!(left, expected);
+}
+
+#[test]
 fn an_instance_with_nothing_in_flight_is_removed() {
     let mut bench = Bench::with("me");
     bench.outlive_leases();
@@ -878,6 +1004,50 @@ fn orphans_are_settled_once_however_often_it_is_asked_for() {
         (lines[0].queue.as_str(), lines[0].outcome.as_str()),
         ("work", "requeued")
     );
+}
+
+#[test]
+fn a_repeated_recovery_tells_again_what_the_first_call_did_and_does_nothing() {
+    let mut bench = Bench::start();
+    let tokens = bench.dead("dead", &[b"1".to_vec(), b"2".to_vec(), b"3".to_vec()]);
+    // One of the three is gone before.
+    let settled_before = bench.recover_as("other", "dead", &tokens[1..2]);
+    assert_eq!(settled_before, Some(vec![Outcome::Requeued]));
+    let first = [Outcome::Requeued, Outcome::Gone, Outcome::Requeued];
+    assert_eq!(bench.recover_as("piece", "dead", &tokens), Some(first.to_vec()));
+    let before = bench.all_but_the_clock();
+    let again = [Outcome::RequeuedBefore, Outcome::Gone, Outcome::RequeuedBefore];
+    for _ in 0..3 {
+        assert_eq!(bench.recover_as("piece", "dead", &tokens), Some(again.to_vec()));
+        // Who did not do it hears that it is gone.
+        assert_eq!(
+            bench.recover_as("another", "dead", &tokens),
+            Some(vec![Outcome::Gone; 3])
+        );
+        assert_eq!(bench.all_but_the_clock(), before);
+    }
+    assert_eq!(queue(&bench.server, "work").len(), 3);
+    assert_eq!((stat(&bench.server, "requeued"), journal(&bench.server).len()), (3, 3));
+}
+
+#[test]
+fn a_repeated_recovery_settles_what_the_first_call_found_stuck() {
+    let mut bench = Bench::start();
+    let mut tokens = bench.dead("dead", &[b"1".to_vec()]);
+    let () = bench
+        .connection
+        .hset(keys().inflight("dead"), "1-2 5 broken", "2")
+        .unwrap();
+    tokens.push(Token::read(b"1-2 5 broken".to_vec()).unwrap());
+    let () = bench.connection.set("queue:broken", "x").unwrap();
+    let first = [Outcome::Requeued, Outcome::Stuck];
+    assert_eq!(bench.recover_as("piece", "dead", &tokens), Some(first.to_vec()));
+    let () = bench.connection.del("queue:broken").unwrap();
+    let again = [Outcome::RequeuedBefore, Outcome::Requeued];
+    assert_eq!(bench.recover_as("piece", "dead", &tokens), Some(again.to_vec()));
+    assert_eq!(queue(&bench.server, "broken"), [b"2"]);
+    assert_eq!(journal(&bench.server).len(), 2);
+    assert_at_rest(&bench.server);
 }
 
 #[test]

@@ -104,7 +104,8 @@ module Sidekiq
         if stopped || !Lifecycle.busy?(self)
           leave_processing_tracker
         else
-          Log.write(:warn, "goes on: Sidekiq has not stopped, and its threads may still run jobs. The next stop ends the tracker too")
+          Log.write(:warn, "goes on: Sidekiq has failed to stop, and its threads may still run jobs. The next stop ends the tracker; " \
+            "if the process ends instead, its jobs come back when the lease has run out")
         end
       end
 
