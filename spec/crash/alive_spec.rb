@@ -98,8 +98,8 @@ RSpec.describe "a worker that lives" do
       aggregate_failures(trouble) do
         expect_unharmed(workers, own, server)
         workers.each do |worker|
-          worker.wait_for_log(/INFO.*reached Redis again after/)
-          expect(worker.log.scan(/ERROR.*cannot reach Redis/).size).to eq(1)
+          worker.wait_for_log(/INFO.*can use Redis again after/)
+          expect(worker.log.scan(/ERROR.*cannot use Redis/).size).to eq(1)
         end
       end
     end

@@ -42,7 +42,7 @@ RSpec.describe "a job that starts while Redis is away" do
   end
 
   def outages
-    worker.log.scan(/ERROR.*ProcessingTracker cannot reach Redis/).size
+    worker.log.scan(/ERROR.*ProcessingTracker cannot use Redis/).size
   end
 
   it "is recorded when Redis comes back while it runs" do
@@ -52,7 +52,7 @@ RSpec.describe "a job that starts while Redis is away" do
     redis.start
     eventually("the record") { Queues.in_flight(redis) == {worker.identity => [payload]} }
     expect(worker.done).to be_empty
-    worker.wait_for_log(/ProcessingTracker reached Redis again after/)
+    worker.wait_for_log(/ProcessingTracker can use Redis again after/)
     expect(outages).to eq(1)
 
     worker.kill
@@ -67,7 +67,7 @@ RSpec.describe "a job that starts while Redis is away" do
     gate.open
     eventually("the end of the job") { worker.done == [jid] }
     redis.start
-    worker.wait_for_log(/ProcessingTracker reached Redis again after/)
+    worker.wait_for_log(/ProcessingTracker can use Redis again after/)
     # The next job's record comes after whatever was still to be told of this one.
     other = Queues.push(redis, Queues.marked("WaitingJob"))
     eventually("the next job") { Queues.in_flight(redis) == {worker.identity => [other]} }
@@ -96,16 +96,16 @@ RSpec.describe "a job that starts while Redis is away" do
       eventually("the job") { redis.call("LLEN", "recorded") == i + 1 }
     end
     expect(redis.call("LRANGE", "recorded", 0, -1)).to eq(%w[1 1])
-    expect(worker.log).not_to include("ProcessingTracker cannot reach Redis")
+    expect(worker.log).not_to include("ProcessingTracker cannot use Redis")
   end
 
   it "is recorded when Redis was only stopped and goes on while it runs, and says so once each time" do
     2.times do |i|
       start_without_redis { redis.pause } if i.zero?
       redis.pause unless i.zero?
-      worker.wait_for_log(/(ProcessingTracker cannot reach Redis.*){#{i + 1}}/m)
+      worker.wait_for_log(/(ProcessingTracker cannot use Redis.*){#{i + 1}}/m)
       redis.resume
-      worker.wait_for_log(/(ProcessingTracker reached Redis again after.*){#{i + 1}}/m)
+      worker.wait_for_log(/(ProcessingTracker can use Redis again after.*){#{i + 1}}/m)
       eventually("the record") { Queues.in_flight(redis) == {worker.identity => [payload]} }
     end
     expect(outages).to eq(2)

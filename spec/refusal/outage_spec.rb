@@ -34,7 +34,7 @@ RSpec.describe "a Redis that begins to refuse" do
 
   def outages = sidekiq.log.scan(/^.*ERROR.*ProcessingTracker (.*)$/).flatten
 
-  def ends = sidekiq.log.scan(/INFO.*ProcessingTracker reached Redis again/).size
+  def ends = sidekiq.log.scan(/INFO.*ProcessingTracker can use Redis again/).size
 
   # One outage, from its beginning to its end.
   #

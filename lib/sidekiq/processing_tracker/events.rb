@@ -30,9 +30,9 @@ module Sidekiq
           when "started" then [:info, started(event)]
           when "recovered" then [:info, recovered(event)]
           when "outage"
-            [:error, "cannot reach Redis: #{event["error"].chomp(".")}. Jobs run on, and are recorded as soon as it is back"]
+            [:error, "cannot use Redis: #{event["error"].chomp(".")}. Jobs run on, and are recorded as soon as it is back"]
           when "outage_over"
-            [:info, "reached Redis again after #{format("%.1f", event["seconds"])} s"]
+            [:info, "can use Redis again after #{format("%.1f", event["seconds"])} s"]
           when "lease_lost" then [:warn, lease_lost(event)]
           when "warning" then [:warn, event["message"]]
           when "dropped" then [:warn, "could not log #{event["count"]} events: too many at once"]

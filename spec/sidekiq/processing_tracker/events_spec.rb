@@ -60,7 +60,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Events do
       {"kind" => "warning", "message" => "maxmemory-policy is allkeys-lru"}, {"kind" => "dropped", "count" => 3}, nil
     ).lines(chomp: true)
     expect(lines).to match([
-      /\AERROR .*cannot reach Redis: connection refused/, /\AINFO .*reached Redis again after 12\.3 s/,
+      /\AERROR .*cannot use Redis: connection refused/, /\AINFO .*can use Redis again after 12\.3 s/,
       /\AWARN .*lost the lease of a:1:x, goes on as a:1:y.* j1, -\z/, /\AWARN .*: none\z/,
       /\AWARN ProcessingTracker maxmemory-policy is allkeys-lru\z/, /\AWARN .*could not log 3 events/
     ])

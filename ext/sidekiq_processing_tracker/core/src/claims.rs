@@ -3,6 +3,7 @@
 use crate::control::Attempts;
 use crate::engine::{Link as Which, Phase, Sent, Shared, State};
 use crate::entry::Token;
+use crate::error::Error;
 use crate::failpoint;
 use crate::link::Link;
 use crate::scripts::{self, Fenced, Turn, Turned};
@@ -54,7 +55,11 @@ impl Claims {
             Task::Stop => return false,
             Task::Turn(identity, turn) => self.turn(&identity, &turn),
             Task::Sweep(identity) => self.sweep(&identity),
-            Task::Ride(identity, pace) => self.ride(&identity, pace),
+            Task::Ride(identity, pace) => match self.ride(&identity, pace) {
+                // Redis refuses a beat, on whichever link. That tells nothing of turns, which must get their chance.
+                Err(Error::Refused(_)) => return true,
+                outcome => outcome,
+            },
             Task::Leave(identity) => self.leave(&identity),
         };
         match outcome {

@@ -242,9 +242,8 @@ fn orphans_come_back_in_a_crash_loop_of_processes_with_different_settings() {
     let socket = server.socket_path();
     let start = Instant::now();
     let settings = [(400, 2000), (600, 3000)];
-    let mut orphaned = 0;
     // Each registers with other settings than the one before, as in a deployment that fails half way.
-    for (interval, ttl) in settings.into_iter().cycle() {
+    for (orphaned, (interval, ttl)) in settings.into_iter().cycle().enumerate() {
         let back = queue(&server, "work").len();
         if back >= 2 {
             break;
@@ -256,7 +255,6 @@ fn orphans_come_back_in_a_crash_loop_of_processes_with_different_settings() {
             .set("ttl_ms", ttl)
             .registered();
         instance.record("work", &job(&format!("j{orphaned}")));
-        orphaned += 1;
         thread::sleep(Duration::from_millis(800).saturating_sub(born.elapsed()));
         instance.kill();
     }

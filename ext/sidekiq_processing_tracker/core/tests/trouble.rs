@@ -20,7 +20,7 @@ use processing_tracker_core::scripts::{self, Turn, Turned};
 use processing_tracker_core::settings::Settings;
 use redis::{Commands, Script};
 use support::lua;
-use support::proxy::{relay, Action, End, Proxy, Request};
+use support::proxy::{relay, Action, End, OnConnect, Plan, Proxy, Request};
 use support::redis_server::RedisServer;
 use support::tracker::{
     assert_at_rest, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs, journal,
@@ -89,6 +89,9 @@ fn overwrite(server: &RedisServer, key: &str) {
 
 /// A proxy that loses the reply to every other call of this script, beginning with the first.
 fn loses_every_other_reply(server: &RedisServer, script: &'static Script) -> (Proxy, Arc<AtomicU64>) {
+    // Else its first call would be two.
+    let mut connection = server.connect();
+    script.prepare_invoke().load(&mut connection).unwrap();
     let lost = Arc::new(AtomicU64::new(0));
     let (mut calls, counted) = (0, lost.clone());
     let proxy = Proxy::start(server.socket_path(), move |request: &Request| {
@@ -512,32 +515,56 @@ fn reenqueue_orphans_bears_an_overwritten_hash_that_somebody_else_holds() {
 
 // --- requeues that are under way ---
 
-/// A proxy whose turns are executed, but not heard of, and whose beats get lost, when told so.
+/// A proxy whose turns are executed, but not heard of (in time), and which shuts out the control link, when told so.
 struct Trouble {
     turns_heard: Arc<AtomicBool>,
-    beats_pass: Arc<AtomicBool>,
+    control_passes: Arc<AtomicBool>,
     proxy: Proxy,
 }
 
+struct TroublePlan {
+    turns_heard: Arc<AtomicBool>,
+    control_passes: Arc<AtomicBool>,
+    unheard: Action,
+    control: Option<u64>,
+}
+
+impl Plan for TroublePlan {
+    fn connect(&mut self, _connection: u64) -> OnConnect {
+        if self.control_passes.load(SeqCst) {
+            OnConnect::Accept
+        } else {
+            OnConnect::Close
+        }
+    }
+
+    fn request(&mut self, request: &Request) -> Action {
+        if lua::is_call(request, &lua::REGISTER) {
+            self.control = Some(request.connection);
+        }
+        if !self.control_passes.load(SeqCst) && self.control == Some(request.connection) {
+            Action::drop_request()
+        } else if !self.turns_heard.load(SeqCst) && lua::is_call(request, &lua::TURN) {
+            self.unheard
+        } else {
+            Action::pass()
+        }
+    }
+}
+
 impl Trouble {
-    fn start(server: &RedisServer) -> Self {
-        let (turns_heard, beats_pass) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
-        let proxy = Proxy::start(server.socket_path(), {
-            let (turns_heard, beats_pass) = (turns_heard.clone(), beats_pass.clone());
-            move |request: &Request| {
-                if !turns_heard.load(SeqCst) && lua::is_call(request, &lua::TURN) {
-                    Action::stall_reply()
-                } else if !beats_pass.load(SeqCst) && lua::is_call(request, &lua::BEAT) {
-                    Action::drop_request()
-                } else {
-                    Action::pass()
-                }
-            }
-        });
+    fn start(server: &RedisServer, unheard: Action) -> Self {
+        let (turns_heard, control_passes) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
+        let plan = TroublePlan {
+            turns_heard: turns_heard.clone(),
+            control_passes: control_passes.clone(),
+            unheard,
+            control: None,
+        };
         Self {
             turns_heard,
-            beats_pass,
-            proxy,
+            control_passes,
+            proxy: Proxy::start(server.socket_path(), plan),
         }
     }
 
@@ -555,26 +582,63 @@ impl Trouble {
     }
 }
 
+/// Fails unless the requeue that is under `parker` is done, by Redis alone, when its caller hears of it.
+#[track_caller]
+fn assert_requeued_by_redis(server: &RedisServer, tracker: &Tracker, handle: u64, parker: &Parker) {
+    assert_eq!(parker.wait(Some(Instant::now() + SOON)), Woken::Done);
+    assert!(!tracker.engine().take_back(handle));
+    assert_eq!(queue(server, "work"), [job("a")]);
+    assert_eq!(in_flight(server), NOTHING);
+}
+
 #[test]
-fn trouble_with_the_control_link_hands_nobody_a_job_that_may_be_in_redis() {
+fn a_control_link_that_breaks_hands_nobody_a_job_that_is_in_redis() {
     let server = RedisServer::start();
-    let trouble = Trouble::start(&server);
+    // The claims link bears this: its timeout is a second.
+    let trouble = Trouble::start(&server, Action::delay_reply(Duration::from_millis(700)));
     let (tracker, handle) = trouble.with_sent_record(&server);
     let Requeueing::Under(parker) = tracker.engine().requeue(handle) else {
         panic!()
     };
-    trouble.beats_pass.store(false, SeqCst);
+    trouble.control_passes.store(false, SeqCst);
     tracker.wait_for("the outage is told", is_outage);
-    assert_eq!(parker.wait(Some(Instant::now() + STEP * 2)), Woken::TimedOut);
     trouble.turns_heard.store(true, SeqCst);
-    assert_eq!(parker.wait(Some(Instant::now() + SOON)), Woken::Done);
-    assert!(!tracker.engine().take_back(handle));
-    assert_eq!(queue(&server, "work"), [job("a")]);
-    assert_eq!(in_flight(&server), NOTHING);
-    trouble.beats_pass.store(true, SeqCst);
+    assert_requeued_by_redis(&server, &tracker, handle, &parker);
+    trouble.control_passes.store(true, SeqCst);
     eventually(SOON, "the outage is over", || {
         tracker.count(is_outage) == tracker.count(is_outage_over)
     });
+    assert!(tracker.leave(SOON));
+    assert_eq!(tracker.count(is_lease_lost), 0);
+    assert_eq!(queue(&server, "work"), [job("a")]);
+    assert_at_rest(&server);
+}
+
+#[test]
+fn beats_that_redis_refuses_keep_no_turn_from_it() {
+    let server = RedisServer::start();
+    let trouble = Trouble::start(&server, Action::stall_reply());
+    let (tracker, handle) = trouble.with_sent_record(&server);
+    let Requeueing::Under(parker) = tracker.engine().requeue(handle) else {
+        panic!()
+    };
+    let identity = tracker.identity();
+    overwrite(&server, &keys().instances());
+    tracker.wait_for("the outage is told", is_outage);
+    assert_eq!(parker.wait(Some(Instant::now() + STEP * 2)), Woken::TimedOut);
+    trouble.turns_heard.store(true, SeqCst);
+    assert_requeued_by_redis(&server, &tracker, handle, &parker);
+    // Others are recorded and acked too, for as long as that key is what it is.
+    for i in 0..20 {
+        let handle = tracker.track("work", &job(&format!("j{i}")));
+        eventually(SOON, "it is recorded", || in_flight(&server).len() == 1);
+        tracker.engine().ack(handle);
+        eventually(SOON, "it is acked", || in_flight(&server).is_empty());
+    }
+    assert_eq!((tracker.count(is_outage), tracker.count(is_outage_over)), (1, 0));
+    let () = server.connect().del(keys().instances()).unwrap();
+    tracker.wait_for("the outage is over", is_outage_over);
+    assert_eq!(tracker.identity(), identity);
     assert!(tracker.leave(SOON));
     assert_eq!(queue(&server, "work"), [job("a")]);
     assert_at_rest(&server);
@@ -583,7 +647,7 @@ fn trouble_with_the_control_link_hands_nobody_a_job_that_may_be_in_redis() {
 #[test]
 fn a_requeue_that_is_abandoned_in_the_middle_puts_the_jobs_back() {
     let mut server = RedisServer::start();
-    let trouble = Trouble::start(&server);
+    let trouble = Trouble::start(&server, Action::stall_reply());
     let (tracker, sent) = trouble.with_sent_record(&server);
     let waiting = tracker.track("work", &job("waiting"));
     let untouched = tracker.track("work", &job("untouched"));
