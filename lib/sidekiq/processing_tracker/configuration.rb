@@ -241,10 +241,20 @@ module Sidekiq
         value, source = lookup(option)
         value = yield if value.nil?
         text = value.is_a?(Symbol) ? value.to_s : value
+        text = utf8(text) if text.is_a?(String)
         allowed = "a String that is not empty, without spaces, control characters and * ? [ ] \\"
         refuse(source, value, allowed) unless text.is_a?(String) && text.valid_encoding? && !text.empty?
         refuse(source, value, allowed) if text.match?(UNUSABLE_IN_LABEL)
         text.dup.freeze
+      end
+
+      # Where no locale is set, as in many containers, Ruby takes the environment for bytes.
+      def utf8(text)
+        return text.dup.force_encoding(Encoding::UTF_8) if [Encoding::BINARY, Encoding::US_ASCII].include?(text.encoding)
+
+        text.encode(Encoding::UTF_8)
+      rescue EncodingError
+        text
       end
 
       def whole_seconds(option)

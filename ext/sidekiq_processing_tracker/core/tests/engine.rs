@@ -702,7 +702,7 @@ fn an_engine_logs_in_and_works_in_its_database() {
         .exec(&mut server.connect())
         .unwrap();
     let mut settings = settings(&server.socket_path(), "one");
-    settings.redis.address = Address::Tcp("localhost".into(), server.port().unwrap());
+    settings.redis.address = Address::Tcp("127.0.0.1".into(), server.port().unwrap());
     settings.redis.db = 3;
     settings.redis.username = Some("tracker".into());
     settings.redis.password = Some("hunter2".into());

@@ -330,19 +330,37 @@ fn calls_of_scripts(server: &RedisServer) -> u64 {
     line.unwrap().split(',').next().unwrap().parse().unwrap()
 }
 
+/// A proxy that lists a name whenever a reaper looks: it comes back as often as it goes.
+fn lists_again(server: &RedisServer) -> Proxy {
+    let mut connection = server.connect();
+    Proxy::start(server.socket_path(), move |request: &Request| {
+        if lua::is_call(request, &lua::REAP) {
+            let () = connection.zadd(keys().instances(), b"\xff", 0).unwrap();
+        }
+        Action::pass()
+    })
+}
+
+#[test]
+fn somebody_who_is_due_again_and_again_keeps_no_engine_busy() {
+    let server = RedisServer::start();
+    let proxy = lists_again(&server);
+    let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
+    let before = calls_of_scripts(&server);
+    thread::sleep(STEP * 10);
+    let calls = calls_of_scripts(&server) - before;
+    // A beat a step, and two calls to recover for each pause of a fifth of one.
+    assert!(calls <= 10 * 2 + 10 * 5 * 2 + 10, "{calls} calls in ten steps");
+    // Others are recovered all the same.
+    dead(&server, "dead", "work", &jobs(3));
+    eventually(SOON, "all are back", || queue(&server, "work") == jobs(3));
+    assert_eq!(tracker.count(is_lease_lost), 0);
+}
+
 #[test]
 fn a_console_that_always_finds_somebody_due_can_be_cancelled() {
     let server = RedisServer::start();
-    // A name that comes back as often as it goes.
-    let proxy = Proxy::start(server.socket_path(), {
-        let mut connection = server.connect();
-        move |request: &Request| {
-            if lua::is_call(request, &lua::REAP) {
-                let () = connection.zadd(keys().instances(), b"\xff", 0).unwrap();
-            }
-            Action::pass()
-        }
-    });
+    let proxy = lists_again(&server);
     dead(&server, "dead", "work", &jobs(3));
     let cancel = Parker::new();
     let waiting = thread::spawn({
@@ -628,13 +646,16 @@ fn beats_that_redis_refuses_keep_no_turn_from_it() {
     assert_eq!(parker.wait(Some(Instant::now() + STEP * 2)), Woken::TimedOut);
     trouble.turns_heard.store(true, SeqCst);
     assert_requeued_by_redis(&server, &tracker, handle, &parker);
-    // Others are recorded and acked too, for as long as that key is what it is.
+    // Others are recorded and acked too, for as long as that key is what it is, and no turn waits for the next attempt
+    // at a beat.
+    let start = Instant::now();
     for i in 0..20 {
         let handle = tracker.track("work", &job(&format!("j{i}")));
         eventually(SOON, "it is recorded", || in_flight(&server).len() == 1);
         tracker.engine().ack(handle);
         eventually(SOON, "it is acked", || in_flight(&server).is_empty());
     }
+    assert!(start.elapsed() < STEP / 5 * 40, "{:?}", start.elapsed());
     assert_eq!((tracker.count(is_outage), tracker.count(is_outage_over)), (1, 0));
     let () = server.connect().del(keys().instances()).unwrap();
     tracker.wait_for("the outage is over", is_outage_over);
@@ -688,6 +709,24 @@ fn a_requeue_that_is_abandoned_in_the_middle_puts_the_jobs_back() {
     assert_eq!(tracker.count(is_lease_lost), 0);
     assert_at_rest(&server);
     server.stop();
+}
+
+#[test]
+fn an_abandoned_requeue_waits_for_no_sweep_and_nothing_takes_it_away() {
+    let server = RedisServer::start();
+    // The connection bears this, so no sweep looks after it.
+    let trouble = Trouble::start(&server, Action::delay_reply(Duration::from_millis(500)));
+    let (tracker, handle) = trouble.with_sent_record(&server);
+    assert!(matches!(tracker.engine().requeue(handle), Requeueing::Under(_)));
+    tracker.engine().abandon(&[handle]);
+    // The job's thread runs to its end all the same.
+    tracker.engine().ack(handle);
+    trouble.turns_heard.store(true, SeqCst);
+    eventually(SOON, "it is back", || queue(&server, "work") == [job("a")]);
+    assert_eq!(in_flight(&server), NOTHING);
+    assert!(tracker.leave(SOON));
+    assert_eq!(queue(&server, "work"), [job("a")]);
+    assert_at_rest(&server);
 }
 
 // --- the last moment ---
