@@ -15,19 +15,33 @@ pub struct Settings {
     /// The most that the clock moves at once.
     pub step: u8,
     /// How long a lease is.
-    pub ttl: u8,
+    pub ttl: i16,
 }
 
-/// How a registration with other settings treats the leases that run.
+/// What a registration with other settings does to the leases that run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reissue {
-    /// `now` + the new ttl.
-    NewTtl,
-    /// `now` + the greater of both ttls.
-    GreaterTtl,
-    /// `now` + the new ttl, but never earlier than it was.
-    NeverEarlier,
+pub enum Running {
+    /// Nothing.
+    Stay,
+    /// They end at `now` + the new ttl.
+    Anew,
+    /// The same, but none ends earlier than before.
+    Lengthened,
 }
+
+/// How long the clock goes on in the shorter steps after the step has grown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clamp {
+    /// Until the last lease that runs is over.
+    LastLease,
+    /// For the ttl that held until now.
+    OldTtl,
+    /// Not at all.
+    No,
+}
+
+/// So many registrations with other settings as there may be.
+pub const ENDLESS: u8 = u8::MAX;
 
 /// What there is, what may go wrong, and what is done wrongly on purpose.
 #[derive(Clone, Copy, Debug)]
@@ -42,18 +56,20 @@ pub struct Config {
     pub drops: u8,
     /// Failovers to a server that is older, with a clock of its own.
     pub failovers: u8,
-    /// Registrations with other settings.
+    /// Registrations with other settings, or [`ENDLESS`].
     pub changes: u8,
     /// `it` may be cut off, for ever.
     pub cut: bool,
-    /// `it` dies at some moment; the others beat every step.
+    /// `it` dies at some moment; the others beat or register every step, the smallest there is.
     pub dies: bool,
     /// The clock is moved by all the server time that has passed.
     pub no_clamp: bool,
     /// A server clock set back leaves `seen` in the future.
     pub seen_stays: bool,
-    /// What a registration with other settings does.
-    pub reissue: Reissue,
+    /// What a registration with other settings does to the leases that run.
+    pub running: Running,
+    /// What it does to the clock, when the step grows.
+    pub clamp: Clamp,
     /// A beat is given the greater of the namespace's ttl and the one that the sender works by.
     pub beat_says_ttl: bool,
     /// A job is handed to Ruby while the last answered beat was sent less than this ago.
@@ -75,14 +91,15 @@ impl Config {
         dies: false,
         no_clamp: false,
         seen_stays: false,
-        reissue: Reissue::NeverEarlier,
+        running: Running::Stay,
+        clamp: Clamp::OldTtl,
         beat_says_ttl: true,
         guard: 25,
         reaped_within: 0,
     };
 
     /// The same with leases of that many steps.
-    pub const fn steps(self, steps: u8) -> Self {
+    pub const fn steps(self, steps: i16) -> Self {
         Self {
             settings: [Settings {
                 step: 5,
@@ -132,6 +149,10 @@ struct Stored {
     unseen: i16,
     /// Which settings hold.
     settings: u8,
+    /// The most that the clock moves at once until `clamp_remains` is 0.
+    clamp: u8,
+    /// From the clock's `now` to the end of the clamp.
+    clamp_remains: i16,
 }
 
 /// Everything there is at one instant.
@@ -212,15 +233,27 @@ impl Lease {
         self.config.settings[which as usize]
     }
 
+    /// The most that the clock moves at once.
+    fn most(&self, stored: &Stored) -> u8 {
+        let step = self.settings(stored.settings).step;
+        if stored.clamp_remains > 0 {
+            step.min(stored.clamp)
+        } else {
+            step
+        }
+    }
+
     /// What every beat, reap and registration begins with.
     fn move_clock(&self, stored: &mut Stored) {
-        let step = i16::from(self.settings(stored.settings).step);
         if stored.unseen < 0 && self.config.seen_stays {
             return;
         }
-        let passed = stored.unseen.max(0);
-        stored.remains -= if self.config.no_clamp { passed } else { passed.min(step) };
-        stored.remains = stored.remains.max(0);
+        let mut passed = stored.unseen.max(0);
+        if !self.config.no_clamp {
+            passed = passed.min(self.most(stored).into());
+        }
+        stored.remains = (stored.remains - passed).max(0);
+        stored.clamp_remains = (stored.clamp_remains - passed).max(0);
         stored.unseen = 0;
     }
 
@@ -234,14 +267,29 @@ impl Lease {
         if stored.remains == 0 {
             return;
         }
-        let old = i16::from(self.settings(stored.settings).ttl);
+        let most = self.most(stored);
+        let old = self.settings(stored.settings);
         stored.settings = (stored.settings + 1) % 3;
-        let new = i16::from(self.settings(stored.settings).ttl);
-        stored.remains = match self.config.reissue {
-            Reissue::NewTtl => new,
-            Reissue::GreaterTtl => new.max(old),
-            Reissue::NeverEarlier => new.max(stored.remains),
-        };
+        let new = self.settings(stored.settings);
+        if new != old {
+            let until = match self.config.clamp {
+                Clamp::LastLease => stored.remains,
+                Clamp::OldTtl => old.ttl,
+                Clamp::No => 0,
+            };
+            (stored.clamp, stored.clamp_remains) = if new.step > most { (most, until) } else { (0, 0) };
+            stored.remains = match self.config.running {
+                Running::Stay => stored.remains,
+                Running::Anew => new.ttl,
+                Running::Lengthened => new.ttl.max(stored.remains),
+            };
+        }
+    }
+
+    /// The control link waits 0.6 steps for an answer.
+    fn timeout(&self, state: &State) -> u8 {
+        let step = self.settings(state.knows).step;
+        step - step / 5 * 2
     }
 
     fn wait(&self, state: &State) -> u8 {
@@ -263,9 +311,11 @@ impl Protocol for Lease {
         State {
             redis: Redis::Up,
             stored: Stored {
-                remains: i16::from(config.settings[0].ttl),
+                remains: config.settings[0].ttl,
                 unseen: 0,
                 settings: 0,
+                clamp: 0,
+                clamp_remains: 0,
             },
             replica: None,
             call: Call::None,
@@ -292,29 +342,31 @@ impl Protocol for Lease {
             return;
         }
         let step = self.settings(state.knows).step;
+        let timeout = self.timeout(state);
         let up = state.redis == Redis::Up;
         // What must happen before the next tick.
-        let mut urgent = self.config.dies && up && state.others >= step;
+        let smallest = self.config.settings.iter().map(|settings| settings.step).min();
+        let mut urgent = self.config.dies && up && Some(state.others) >= smallest;
         if state.dead == 0 {
             match state.call {
                 Call::None => {
                     let wait = self.wait(state);
                     urgent |= state.since_sent >= wait;
                     // A beat comes after 0.8 to 1.0 steps; the pauses after failures are exact.
-                    let earliest = if state.failed == 0 { step * 4 / 5 } else { wait };
+                    let earliest = if state.failed == 0 { step - step / 5 } else { wait };
                     if state.since_sent >= earliest {
                         into.push(Action::Send);
                     }
                 }
                 Call::Sent | Call::Run => {
-                    urgent |= up && state.lag >= 1 || state.since_sent >= step;
+                    urgent |= up && state.lag >= 1 || state.since_sent >= timeout;
                     if up && state.call == Call::Sent {
                         into.push(Action::Run);
                     } else if state.call == Call::Run && !state.cut {
                         into.push(Action::Answer);
                     }
                     // Only a Redis that is stopped, or a network that is gone, outlasts the timeout.
-                    if state.since_sent >= step {
+                    if state.since_sent >= timeout {
                         into.push(Action::Fail);
                     }
                     if state.drops > 0 {
@@ -322,7 +374,7 @@ impl Protocol for Lease {
                     }
                 }
                 Call::Dead => {
-                    urgent |= state.since_sent >= step;
+                    urgent |= state.since_sent >= timeout;
                     into.push(Action::Fail);
                 }
             }
@@ -372,18 +424,18 @@ impl Protocol for Lease {
         match action {
             Action::Tick => {
                 let stored = &mut state.stored;
-                // More than a step says no more than a step, unless nothing clamps it.
-                let most = self
-                    .config
-                    .settings
-                    .iter()
-                    .map(|settings| i16::from(settings.step) + 1)
-                    .max()
-                    .unwrap_or(0);
-                let most = if self.config.no_clamp { LONG } else { most };
-                stored.unseen = (stored.unseen + 1).min(most);
+                // More than the clock can move at once says no more, unless nothing clamps it.
+                let most = if self.config.no_clamp {
+                    LONG
+                } else {
+                    self.most(stored).into()
+                };
+                // A clock set back stays so for longer than nobody looks at it.
+                if stored.unseen >= 0 || self.config.seen_stays {
+                    stored.unseen = (stored.unseen + 1).min(most);
+                }
                 if let Some(replica) = &mut state.replica {
-                    replica.unseen = most;
+                    replica.unseen = 0;
                 }
                 state.since_sent = (state.since_sent + 1).min(LONG as u8);
                 state.age = if self.config.cut {
@@ -414,7 +466,7 @@ impl Protocol for Lease {
                 if self.config.beat_says_ttl {
                     ttl = ttl.max(self.settings(state.knows).ttl);
                 }
-                state.stored.remains = i16::from(ttl);
+                state.stored.remains = ttl;
                 (state.call, state.lag, state.answered) = (Call::Run, 0, state.stored.settings);
             }
             Action::Answer => {
@@ -434,7 +486,8 @@ impl Protocol for Lease {
                 Self::reap_if_due(state);
             }
             Action::Change => {
-                state.changes -= 1;
+                state.changes -= u8::from(state.changes != ENDLESS);
+                state.others = 0;
                 self.change(state);
                 Self::reap_if_due(state);
             }
@@ -515,7 +568,8 @@ impl Protocol for Lease {
         let stored = |stored: &Stored| {
             let [a, b] = stored.remains.to_le_bytes();
             let [c, d] = stored.unseen.to_le_bytes();
-            u64::from_le_bytes([a, b, c, d, stored.settings, 1, 0, 0])
+            let [e, f] = stored.clamp_remains.to_le_bytes();
+            u64::from_le_bytes([a, b, c, d, stored.settings + 1, stored.clamp, e, f])
         };
         mix.word(stored(&state.stored));
         mix.word(state.replica.as_ref().map_or(0, stored));

@@ -2,8 +2,8 @@
 //! know that no rule of the text is there in vain.
 
 use crate::jobs::{Config, Jobs, Mutation};
-use crate::lease::{self, Lease, Reissue};
-use crate::lease_holds::SHORTER;
+use crate::lease::{self, Clamp, Lease, Running};
+use crate::lease_holds::{ALTERNATING, BOTH_WAYS, LONGER, SHORTER};
 use crate::search::search;
 
 const CALM: Config = Config::CALM;
@@ -242,20 +242,55 @@ fn settings_that_rob() {
         ..lease::Config::CALM
     };
     let anew = lease::Config {
-        reissue: Reissue::NewTtl,
+        running: Running::Anew,
         ..config
     };
     lease_breaks("leases issued anew with the new ttl", anew, ROBBED);
-    let twice = lease::Config {
-        reissue: Reissue::GreaterTtl,
-        changes: 2,
-        ..config
-    };
-    lease_breaks("leases issued anew with the greater ttl, twice", twice, ROBBED);
     let silent = lease::Config {
-        drops: 1,
+        drops: 2,
         beat_says_ttl: false,
         ..config
     };
-    lease_breaks("a beat gets the namespace's ttl, its answer is lost", silent, ROBBED);
+    lease_breaks(
+        "a beat gets the namespace's ttl, its answer and the next are lost",
+        silent,
+        ROBBED,
+    );
+}
+
+#[test]
+fn a_step_that_grows_at_once_or_too_early() {
+    let at_once = lease::Config {
+        outages: 1,
+        settings: LONGER,
+        changes: 1,
+        clamp: Clamp::No,
+        ..lease::Config::CALM
+    };
+    lease_breaks("no clamp after the step has grown", at_once, ROBBED);
+    let early = lease::Config {
+        jumps: 1,
+        settings: BOTH_WAYS,
+        changes: 2,
+        clamp: Clamp::OldTtl,
+        ..lease::Config::CALM
+    };
+    lease_breaks("a clamp for the old ttl, settings changed twice", early, ROBBED);
+}
+
+#[test]
+fn a_registration_lengthens_the_leases_of_the_dead() {
+    let config = lease::Config {
+        dies: true,
+        settings: ALTERNATING,
+        changes: 2,
+        reaped_within: 55 + 1,
+        running: Running::Lengthened,
+        ..lease::Config::CALM
+    };
+    lease_breaks(
+        "a registration lengthens running leases",
+        config,
+        "a dead instance is reaped in time",
+    );
 }

@@ -1,9 +1,8 @@
 //! A breadth-first search over explicit states, small and quick enough for an unoptimised test build.
 //!
-//! `stateright` keeps an action path of its own with every pending state and, in the `cargo test` profile, needs several
-//! times as long as this, which knows nothing but a table of fingerprints and an array of parents. It also has no word
-//! for rest: here *progress* and *faults* are told apart, so the search sees when a system has nothing left to do, and
-//! checks what must then be true. That both visit the same states is a test (`the_search_agrees_with_stateright`).
+//! It keeps nothing but a table of fingerprints and an array of parents. `stateright` has no word for rest: here
+//! *progress* and *faults* are told apart, so the search sees when a system has nothing left to do, and checks what must
+//! then be true. That both visit the same states is a test (`the_search_agrees_with_stateright`).
 
 use std::fmt::Debug;
 use std::time::Instant;
