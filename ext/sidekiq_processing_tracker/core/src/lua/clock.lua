@@ -5,7 +5,7 @@
 -- own time; all in ms. A clock that is missing or unreadable begins at the server's time, with every lease anew.
 --
 -- clamp: after the namespace's step has grown, the clock goes on in the old, shorter steps until clamp_until, when no
--- lease is left whose owner works by the old step.
+-- lease is left that ran at that moment and was not renewed.
 local function readable(number, least)
   return number and number >= least and number < 1e15
 end

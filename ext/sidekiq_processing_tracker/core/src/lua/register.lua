@@ -9,14 +9,15 @@ redis.call('HDEL', inflight, '-') -- allowed when memory is full, and then so is
 local now, step, ttl, _, server = tick(clock, instances, new_step, new_ttl)
 if step ~= new_step or ttl ~= new_ttl then
   -- The others learn it with their next beat only. Until then their leases must bear the clock's steps, so it goes on in
-  -- the old ones for as long as an old lease lasts. No lease is touched: a dead instance must not live longer by it.
+  -- the old ones until the last of these leases ends. No lease is touched: a dead instance must not live longer by it.
   local clamp = redis.call('HMGET', clock, 'clamp', 'clamp_until')
   local most = step
   if readable(tonumber(clamp[1]), 1) and readable(tonumber(clamp[2]), 0) and now < tonumber(clamp[2]) then
     most = math.min(most, tonumber(clamp[1]))
   end
   if new_step > most then
-    redis.call('HSET', clock, 'clamp', most, 'clamp_until', now + ttl)
+    local last = redis.call('ZRANGE', instances, -1, -1, 'WITHSCORES')[2] or now
+    redis.call('HSET', clock, 'clamp', most, 'clamp_until', last)
   else
     redis.call('HDEL', clock, 'clamp', 'clamp_until')
   end

@@ -92,7 +92,7 @@ impl Config {
         no_clamp: false,
         seen_stays: false,
         running: Running::Stay,
-        clamp: Clamp::OldTtl,
+        clamp: Clamp::LastLease,
         beat_says_ttl: true,
         guard: 25,
         reaped_within: 0,

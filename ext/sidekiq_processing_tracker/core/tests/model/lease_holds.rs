@@ -1,6 +1,6 @@
 //! No trouble that the protocol means to bear robs a live instance of its lease.
 
-use crate::lease::{Clamp, Config, Lease, Settings, ENDLESS};
+use crate::lease::{Config, Lease, Settings, ENDLESS};
 use crate::search::search;
 
 /// A lease of five steps, the shortest that settings allow.
@@ -182,14 +182,12 @@ fn another_instance_has_other_settings() {
     }
 }
 
-/// Not borne by a clamp for the old ttl (`a_step_that_grows_at_once_or_too_early`), but by one until the last lease ends.
 #[test]
 #[ignore = "long: use --release"]
 fn settings_both_ways() {
     let config = Config {
         settings: BOTH_WAYS,
         changes: 2,
-        clamp: Clamp::LastLease,
         ..FIVE
     };
     holds(
