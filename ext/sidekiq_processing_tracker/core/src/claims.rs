@@ -1,13 +1,13 @@
 //! The claims thread: tells Redis what this process does with jobs, one turn at a time, and leaves last.
 
 use crate::control::Attempts;
-use crate::engine::{Link as Which, Phase, Sent, Shared, State};
 use crate::entry::Token;
 use crate::error::Error;
 use crate::failpoint;
 use crate::link::Link;
 use crate::scripts::{self, Fenced, Turn, Turned};
 use crate::settings::Pace;
+use crate::shared::{Phase, Sent, Shared, Side, State};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,7 @@ impl Claims {
         match outcome {
             Ok(()) => {
                 self.attempts.succeeded();
-                self.shared.link_works(Which::Claims);
+                self.shared.link_works(Side::Claims);
             }
             Err(error) => {
                 let (pace, identity) = {
@@ -74,7 +74,7 @@ impl Claims {
                 };
                 if self.attempts.failed(pace) {
                     let error = scripts::explain(&mut self.link, &self.shared.keys, &identity, &error);
-                    self.shared.link_failed(Which::Claims, &error);
+                    self.shared.link_failed(Side::Claims, &error);
                 }
                 self.link.discard();
             }
@@ -194,7 +194,7 @@ impl Claims {
     fn ride(&mut self, identity: &str, pace: Pace) -> crate::Result<()> {
         let sent = Sent::now();
         let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false)?;
-        self.shared.beaten(Which::Claims, identity, sent, &beat);
+        self.shared.beaten(Side::Claims, identity, sent, &beat);
         Ok(())
     }
 

@@ -2,13 +2,13 @@
 //!
 //! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
 
-use crate::engine::{Link as Which, Phase, Sent, Shared};
 use crate::error::{Error, Result};
 use crate::identity;
 use crate::link::Link;
 use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced};
 use crate::settings::Pace;
+use crate::shared::{Phase, Sent, Shared, Side};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -157,7 +157,7 @@ impl Control {
         match scripts::beat(&mut self.link, &self.shared.keys, identity, pace, progress) {
             Ok(answer) => {
                 self.beat.succeeded();
-                if let Some(due) = self.shared.beaten(Which::Control, identity, sent, &answer) {
+                if let Some(due) = self.shared.beaten(Side::Control, identity, sent, &answer) {
                     self.recovery.get_or_insert_with(|| Recovery::new(due));
                 }
                 if answer == Fenced::Lost {
@@ -186,7 +186,7 @@ impl Control {
         if self.beat.failed(pace) {
             let identity = self.shared.state().identity.clone();
             let error = scripts::explain(&mut self.link, &self.shared.keys, &identity, error);
-            self.shared.link_failed(Which::Control, &error);
+            self.shared.link_failed(Side::Control, &error);
         }
         self.link.discard();
     }

@@ -20,6 +20,7 @@ pub mod recovery;
 pub mod registry;
 pub mod scripts;
 pub mod settings;
+mod shared;
 pub mod threads;
 
 pub use error::{Error, Result};

@@ -168,12 +168,14 @@ module Sidekiq
         @client.merge(options.compact)
       end
 
-      # redis-client asks a Proc anew with each connection, so that secrets may change. 6.5 (the one with adapters)
-      # may use redis-rb, which takes a String only.
+      # redis-client asks a Proc anew with each connection since 0.23, so that secrets may change. Older ones, and the
+      # redis-rb of Sidekiq 6.5 (the one with adapters), take a String only.
       def client_password
         return password unless @password.respond_to?(:call)
 
-        ::Sidekiq::RedisConnection.respond_to?(:adapter) ? password : ->(_username) { password }
+        asks = !::Sidekiq::RedisConnection.respond_to?(:adapter) &&
+          Gem::Version.new(::RedisClient::VERSION) >= Gem::Version.new("0.23")
+        asks ? ->(_username) { password } : password
       end
 
       def milliseconds(seconds)

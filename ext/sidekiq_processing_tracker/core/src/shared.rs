@@ -1,0 +1,318 @@
+//! What the native threads of an engine share, and how they tell each other of it.
+//!
+//! All of it lies under one lock, which is never held over a call to Redis, a wait, or anything of Ruby's.
+
+use crate::error::{Error, Result};
+use crate::events::{Event, Events};
+use crate::keys::Keys;
+use crate::parker::{lock, Parker};
+use crate::registry::Registry;
+use crate::scripts::{Beat, Fenced};
+use crate::settings::{Pace, Settings};
+use crate::{clock, payload};
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// What the native threads share.
+pub(crate) struct Shared {
+    pub settings: Settings,
+    pub keys: Keys,
+    pub events: Events,
+    /// Ruby has done something since the last note of it.
+    pub progress: AtomicBool,
+    state: Mutex<State>,
+    pub claims_wake: Condvar,
+    pub control_wake: Condvar,
+    warned: Mutex<HashSet<String>>,
+}
+
+pub(crate) struct State {
+    pub registry: Registry,
+    /// The identity that is registered, or was last.
+    pub identity: String,
+    pub registered: bool,
+    pub was_registered: bool,
+    pub pace: Pace,
+    /// When the last beat was sent that was answered.
+    pub last_beat: Option<Instant>,
+    /// The same moment by a clock that counts suspension.
+    last_beat_at: Duration,
+    /// Somebody waits for a beat, to know whether the lease still stands.
+    pub beat_now: bool,
+    pub beat_waiters: Vec<Arc<Parker>>,
+    /// The control thread cannot connect and wants its beat sent by the claims thread.
+    pub ride: bool,
+    /// The claims thread waits for something to do.
+    pub claims_idle: bool,
+    pub phase: Phase,
+    pub left_cleanly: bool,
+    /// What was lost with the identity before, to be told with the next one.
+    lost: Option<(String, Vec<Arc<[u8]>>)>,
+    pub health: Health,
+    pub ended: Vec<Arc<Parker>>,
+}
+
+/// When a beat was sent: for the pace of beats, and by a clock that counts suspension.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sent(Instant, Duration);
+
+impl Sent {
+    pub fn now() -> Self {
+        Self(Instant::now(), clock::now())
+    }
+}
+
+/// An engine's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Running,
+    /// Its last turns and `leave` are to be sent.
+    Leaving,
+    /// It has left; the threads end.
+    Left,
+    /// It has no more time; the threads end where they are.
+    Stopped,
+}
+
+/// Which connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Control,
+    Claims,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    control_down: bool,
+    pub claims_down: bool,
+    /// The claims link has got an answer since the control link went down: jobs can be recorded all the same.
+    claims_work: bool,
+    since: Option<Instant>,
+}
+
+impl Health {
+    /// Whether a record can be expected soon.
+    pub fn takes_records(&self) -> bool {
+        !self.claims_down && (!self.control_down || self.claims_work)
+    }
+}
+
+impl State {
+    /// Whether this is the identity that has the lease.
+    pub fn is(&self, identity: &str) -> bool {
+        self.registered && self.identity == identity
+    }
+
+    /// Whether the lease cannot have run out yet. It lasts `ttl` from the moment in which the last beat was sent, less a
+    /// step, which the lease clock may have been ahead when the server's clock was set meanwhile.
+    pub fn is_within_lease(&self) -> bool {
+        clock::now().saturating_sub(self.last_beat_at) < self.pace.ttl.saturating_sub(self.pace.step)
+    }
+
+    fn beat_answered(&mut self, sent: Sent) {
+        self.last_beat = self.last_beat.max(Some(sent.0));
+        self.last_beat_at = self.last_beat_at.max(sent.1);
+        self.wake_beat_waiters();
+    }
+
+    fn wake_beat_waiters(&mut self) {
+        self.beat_now = false;
+        for waiter in self.beat_waiters.drain(..) {
+            waiter.unpark();
+        }
+    }
+
+    pub fn is_claims_down(&self) -> bool {
+        self.health.claims_down
+    }
+}
+
+impl Shared {
+    pub fn new(settings: Settings) -> Result<Self> {
+        let pace = settings.pace();
+        Ok(Self {
+            keys: Keys::new(&settings.namespace),
+            events: Events::default(),
+            progress: AtomicBool::new(true),
+            state: Mutex::new(State {
+                registry: Registry::default(),
+                identity: crate::identity::draw(&settings.instance_id)?,
+                registered: false,
+                was_registered: false,
+                pace,
+                last_beat: None,
+                last_beat_at: Duration::ZERO,
+                beat_now: false,
+                beat_waiters: Vec::new(),
+                ride: false,
+                claims_idle: false,
+                phase: Phase::Running,
+                left_cleanly: false,
+                lost: None,
+                health: Health::default(),
+                ended: Vec::new(),
+            }),
+            claims_wake: Condvar::new(),
+            control_wake: Condvar::new(),
+            warned: Mutex::default(),
+            settings,
+        })
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// An instance is registered: the first one, or the next one after a lost lease.
+    pub fn registered(&self, identity: String, pace: Pace, sent: Sent) {
+        let mut state = self.state();
+        state.identity = identity;
+        state.registered = true;
+        state.pace = pace;
+        state.beat_answered(sent);
+        let lost = state.lost.take();
+        let first = !std::mem::replace(&mut state.was_registered, true);
+        let identity = state.identity.clone();
+        self.works(&mut state, Side::Control);
+        drop(state);
+        self.claims_wake.notify_all();
+        if let Some((old, payloads)) = lost {
+            let jid = |payload: &Arc<[u8]>| payload::read(payload).jid.unwrap_or_default();
+            self.events.push(Event::LeaseLost {
+                identity: old,
+                new_identity: identity,
+                jids: payloads.iter().map(jid).collect(),
+            });
+        } else if first {
+            self.events.push(Event::Started {
+                identity,
+                server: self.settings.redis.to_string(),
+                namespace: self.settings.namespace.clone(),
+                interval: self.settings.interval,
+                ttl: self.settings.ttl,
+            });
+        }
+    }
+
+    /// A beat was answered on this link. Answers an instance that is due.
+    pub fn beaten(&self, side: Side, identity: &str, sent: Sent, beat: &Fenced<Beat>) -> Option<Vec<u8>> {
+        let Fenced::Alive(beat) = beat else {
+            self.lose(identity);
+            return None;
+        };
+        let mut state = self.state();
+        if !state.is(identity) {
+            return None;
+        }
+        state.beat_answered(sent);
+        state.pace = beat.pace;
+        state.ride = false;
+        self.works(&mut state, side);
+        beat.seen.as_ref().and_then(|(_, due)| due.clone())
+    }
+
+    /// The control thread asks the claims thread for a ride.
+    pub fn ride(&self) {
+        let mut state = self.state();
+        if state.registered {
+            state.ride = true;
+            self.claims_wake.notify_all();
+        }
+    }
+
+    /// The lease of `identity` is lost.
+    pub fn lose(&self, identity: &str) {
+        let mut state = self.state();
+        if !state.is(identity) {
+            return;
+        }
+        state.registered = false;
+        let payloads = state.registry.lose();
+        state.lost = Some((identity.to_owned(), payloads));
+        state.wake_beat_waiters();
+        self.control_wake.notify_all();
+        self.claims_wake.notify_all();
+    }
+
+    /// A link has failed. The first failure of an outage is told, once.
+    pub fn link_failed(&self, side: Side, error: &Error) {
+        let mut state = self.state();
+        match side {
+            Side::Control if !state.health.control_down => {
+                state.health.control_down = true;
+                state.health.claims_work = false;
+            }
+            Side::Control => {}
+            Side::Claims => state.health.claims_down = true,
+        }
+        self.outage(&mut state, &error.to_string());
+    }
+
+    pub fn outage(&self, state: &mut State, error: &str) {
+        if state.health.since.is_none() {
+            state.health.since = Some(Instant::now());
+            self.events.push(Event::Outage {
+                error: error.to_owned(),
+            });
+        }
+        // Who waits for a requeue waits on: his job may be in Redis, and to push it as well would be once too often.
+        for waiter in state.registry.record_waiters() {
+            waiter.unpark();
+        }
+        state.wake_beat_waiters();
+    }
+
+    /// A link has got an answer.
+    pub fn link_works(&self, side: Side) {
+        let mut state = self.state();
+        self.works(&mut state, side);
+    }
+
+    fn works(&self, state: &mut State, side: Side) {
+        match side {
+            Side::Control => state.health.control_down = false,
+            Side::Claims => {
+                state.health.claims_down = false;
+                state.health.claims_work = true;
+            }
+        }
+        if state.health.control_down || state.health.claims_down {
+            return;
+        }
+        if let Some(since) = state.health.since.take() {
+            self.events.push(Event::OutageOver {
+                lasted: since.elapsed(),
+            });
+        }
+    }
+
+    /// Warns of a thing, and does not repeat it.
+    pub fn warn_once(&self, about: &str, message: String) {
+        let mut warned = lock(&self.warned);
+        if warned.len() > 1000 {
+            warned.clear();
+        }
+        if warned.insert(about.to_owned()) {
+            self.events.push(Event::Warning(message));
+        }
+    }
+
+    /// Wakes the claims thread, unless it is at work and will look by itself: a wake-up costs more than a turn's share.
+    pub fn nudge(&self, state: &mut State) {
+        if std::mem::take(&mut state.claims_idle) {
+            self.claims_wake.notify_one();
+        }
+    }
+
+    /// Wakes every thread that waits for the engine, to see that it ends.
+    pub fn wake_all(&self, state: &mut State) {
+        self.claims_wake.notify_all();
+        self.control_wake.notify_all();
+        state.wake_beat_waiters();
+        for parker in state.registry.waiters().into_iter().chain(state.ended.drain(..)) {
+            parker.unpark();
+        }
+    }
+}
