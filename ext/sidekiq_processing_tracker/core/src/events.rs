@@ -1,7 +1,9 @@
 //! What native threads have to tell Ruby: one queue, read by one Ruby thread.
 
 use crate::parker::{lock, Parker};
+use crate::payload::{self, Facts};
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -50,13 +52,37 @@ pub enum Event {
         identity: String,
         /// Who it is now.
         new_identity: String,
-        /// The jobs that run on here though somebody else has them; empty ids for those that have none.
-        jids: Vec<String>,
+        /// The jobs that run on here though somebody else has them.
+        jobs: Vec<LostJob>,
     },
     /// Something that a person should look at.
     Warning(String),
     /// So many events did not fit.
     Dropped(u64),
+}
+
+/// A job that runs on though its record is somebody else's now.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LostJob {
+    /// The queue it was taken from.
+    pub queue: Vec<u8>,
+    /// The job itself.
+    pub payload: Arc<[u8]>,
+}
+
+impl LostJob {
+    /// What its payload tells.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        payload::read(&self.payload)
+    }
+}
+
+/// Without the payload, whose arguments may be secret.
+impl fmt::Debug for LostJob {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "LostJob({:?})", self.facts())
+    }
 }
 
 /// The queue. It holds so many events and drops what comes after: a Ruby that does not read must not fill the memory.

@@ -11,6 +11,15 @@ pub fn draw(instance_id: &str) -> Result<String> {
     Ok(format!("{instance_id}:{}:{}", std::process::id(), nonce()?))
 }
 
+/// The label and the process id in an identity, `None` for one of another form. Labels may hold colons.
+#[must_use]
+pub fn parts(identity: &[u8]) -> Option<(&[u8], u32)> {
+    let mut parts = identity.rsplitn(3, |byte| *byte == b':');
+    let (nonce, pid, label) = (parts.next()?, parts.next()?, parts.next()?);
+    let pid = std::str::from_utf8(pid).ok()?.parse().ok()?;
+    (nonce.len() == 32 && nonce.iter().all(u8::is_ascii_hexdigit)).then_some((label, pid))
+}
+
 /// 128 bits from the operating system, in hexadecimal digits.
 pub(crate) fn nonce() -> Result<String> {
     Ok(format!("{:032x}", u128::from_le_bytes(random()?)))
@@ -32,6 +41,18 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn is_read_from_its_end() {
+        let drawn = super::draw("pod:a:1").unwrap();
+        assert_eq!(
+            super::parts(drawn.as_bytes()),
+            Some((&b"pod:a:1"[..], std::process::id()))
+        );
+        for other in ["1.0 web:1", "a:1:short", "a:x:00000000000000000000000000000000", ""] {
+            assert_eq!(super::parts(other.as_bytes()), None);
+        }
+    }
+
     #[test]
     fn names_the_instance_the_process_and_a_nonce() {
         let one = super::draw("pod:a").unwrap();

@@ -22,5 +22,6 @@ pub mod scripts;
 pub mod settings;
 mod shared;
 pub mod threads;
+pub mod watch;
 
 pub use error::{Error, Result};

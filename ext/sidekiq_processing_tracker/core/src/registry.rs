@@ -3,6 +3,7 @@
 //! Each job has a handle, which it keeps for as long as it runs here, whatever becomes of its record in Redis.
 
 use crate::entry::Token;
+use crate::events::LostJob;
 use crate::parker::Parker;
 use crate::scripts::{Done, Requeue, Turn};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -409,7 +410,7 @@ impl Registry {
 
     /// The lease is lost: what was recorded is somebody else's now, what was not is recorded anew under the next
     /// identity. Answers the jobs that are lost but run on here.
-    pub fn lose(&mut self) -> Vec<Arc<[u8]>> {
+    pub fn lose(&mut self) -> Vec<LostJob> {
         self.acks.clear();
         self.oldest_ack = None;
         let mut kept = Vec::new();
@@ -432,7 +433,10 @@ impl Registry {
         for job in self.jobs.values_mut() {
             if matches!(job.record, Record::Kept(_)) {
                 job.record = Record::Lost;
-                lost.push(job.payload.clone());
+                lost.push(LostJob {
+                    queue: job.queue.clone(),
+                    payload: job.payload.clone(),
+                });
             }
         }
         lost

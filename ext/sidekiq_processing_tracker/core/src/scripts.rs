@@ -48,11 +48,12 @@ script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
 script!(RECOVER, "clock", "requeue", "recover");
 script!(LEAVE, "requeue", "leave");
+script!(SURVEY, "survey");
 
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
 pub fn prepare() {
-    for script in [&REGISTER, &BEAT, &TURN, &REAP, &PEEK, &RECOVER, &LEAVE] {
+    for script in [&REGISTER, &BEAT, &TURN, &REAP, &PEEK, &RECOVER, &LEAVE, &SURVEY] {
         LazyLock::force(&script.hash);
     }
 }
@@ -487,6 +488,100 @@ pub fn explain(link: &mut Link, keys: &Keys, identity: &str, error: &Error) -> E
     error.clone()
 }
 
+/// The lease clock as it stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Clock {
+    /// When it was last moved, by itself.
+    pub now: f64,
+    /// When it was last looked at, by the server's time.
+    pub seen: f64,
+    /// How far it may move at once.
+    pub step: f64,
+    /// The lease.
+    pub ttl: f64,
+}
+
+/// What a survey sees of one instance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sight {
+    /// When its lease ends, or the hold of its reaper.
+    pub lease_end: f64,
+    /// Whether it has its lease.
+    pub leased: bool,
+    /// How many jobs it has in flight; `None` where somebody has overwritten its hash.
+    pub in_flight: Option<u64>,
+    /// The fields of its info that were asked for; all `None` where somebody has overwritten that.
+    pub info: Vec<Option<Vec<u8>>>,
+}
+
+/// What a survey sees.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Survey {
+    /// The server's time, in ms since the epoch.
+    pub server: f64,
+    /// `None` where there is none that can be read.
+    pub clock: Option<Clock>,
+    /// One for each identity asked about; `None` for one that has gone.
+    pub instances: Vec<Option<Sight>>,
+}
+
+/// Looks at instances. Changes nothing.
+///
+/// # Errors
+/// As for `register`.
+pub fn survey(link: &mut Link, keys: &Keys, identities: &[Vec<u8>], fields: &[&str]) -> Result<Survey> {
+    let each = identities
+        .iter()
+        .flat_map(|identity| [keys.inflight_of(identity), keys.info_of(identity)]);
+    let mut call = Call::new(
+        [keys.clock().into_bytes(), keys.instances().into_bytes()]
+            .into_iter()
+            .chain(each),
+    );
+    call.count(fields.len());
+    for field in fields {
+        call.arg(*field);
+    }
+    for identity in identities {
+        call.arg(&identity[..]);
+    }
+    let mut answer = Answer::to("survey", link.run(&SURVEY, &call)?)?;
+    let server = answer.score()?;
+    let mut clock = answer.list()?;
+    let mut next = || clock.next().ok().and_then(|value| bytes("survey", value).ok());
+    let mut number = || std::str::from_utf8(&next()?).ok()?.parse().ok();
+    let clock = match (number(), number(), number(), number()) {
+        (Some(now), Some(seen), Some(step), Some(ttl)) => Some(Clock { now, seen, step, ttl }),
+        _ => None,
+    };
+    let mut instances = Vec::new();
+    for instance in answer.rest() {
+        let mut instance = Answer::to("survey", instance)?;
+        if instance.is_empty() {
+            instances.push(None);
+            continue;
+        }
+        instances.push(Some(Sight {
+            lease_end: instance.score()?,
+            leased: instance.text()? == "leased",
+            in_flight: u64::try_from(instance.integer()?).ok(),
+            info: instance.rest().map(|value| bytes("survey", value).ok()).collect(),
+        }));
+    }
+    if instances.len() == identities.len() {
+        Ok(Survey {
+            server,
+            clock,
+            instances,
+        })
+    } else {
+        Err(Error::protocol(
+            "survey",
+            "another number of instances than of identities",
+        ))
+    }
+}
+
 /// Every instance and its lease end.
 ///
 /// # Errors
@@ -517,13 +612,13 @@ pub fn is_alive(link: &mut Link, keys: &Keys, identity: &[u8]) -> Result<bool> {
 }
 
 /// A reply, taken apart from front to back.
-struct Answer {
+pub(crate) struct Answer {
     call: &'static str,
     values: std::vec::IntoIter<Value>,
 }
 
 impl Answer {
-    fn to(call: &'static str, value: Value) -> Result<Self> {
+    pub(crate) fn to(call: &'static str, value: Value) -> Result<Self> {
         match value {
             Value::Array(values) => Ok(Self {
                 call,
@@ -533,7 +628,7 @@ impl Answer {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.values.as_slice().is_empty()
     }
 
@@ -543,22 +638,29 @@ impl Answer {
             .ok_or_else(|| Error::protocol(self.call, "it is too short"))
     }
 
-    fn rest(self) -> std::vec::IntoIter<Value> {
+    pub(crate) fn rest(self) -> std::vec::IntoIter<Value> {
         self.values
     }
 
-    fn list(&mut self) -> Result<Self> {
+    pub(crate) fn list(&mut self) -> Result<Self> {
         Self::to(self.call, self.next()?)
     }
 
-    fn bytes(&mut self) -> Result<Vec<u8>> {
+    pub(crate) fn bytes(&mut self) -> Result<Vec<u8>> {
         let value = self.next()?;
         bytes(self.call, value)
     }
 
-    fn text(&mut self) -> Result<String> {
+    pub(crate) fn text(&mut self) -> Result<String> {
         let bytes = self.bytes()?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn integer(&mut self) -> Result<i64> {
+        match self.next()? {
+            Value::Int(number) => Ok(number),
+            _ => Err(Error::protocol(self.call, "a number was expected")),
+        }
     }
 
     fn number(&mut self) -> Result<u64> {
@@ -587,7 +689,7 @@ impl Answer {
     }
 }
 
-fn bytes(call: &'static str, value: Value) -> Result<Vec<u8>> {
+pub(crate) fn bytes(call: &'static str, value: Value) -> Result<Vec<u8>> {
     match value {
         Value::BulkString(bytes) => Ok(bytes),
         Value::SimpleString(text) => Ok(text.into_bytes()),

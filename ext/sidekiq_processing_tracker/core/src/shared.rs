@@ -2,14 +2,14 @@
 //!
 //! All of it lies under one lock, which is never held over a call to Redis, a wait, or anything of Ruby's.
 
+use crate::clock;
 use crate::error::{Error, Result};
-use crate::events::{Event, Events};
+use crate::events::{Event, Events, LostJob};
 use crate::keys::Keys;
 use crate::parker::{lock, Parker};
 use crate::registry::Registry;
 use crate::scripts::{Beat, Fenced};
 use crate::settings::{Pace, Settings};
-use crate::{clock, payload};
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -49,7 +49,7 @@ pub(crate) struct State {
     pub phase: Phase,
     pub left_cleanly: bool,
     /// What was lost with the identity before, to be told with the next one.
-    lost: Option<(String, Vec<Arc<[u8]>>)>,
+    lost: Option<(String, Vec<LostJob>)>,
     pub health: Health,
     pub ended: Vec<Arc<Parker>>,
 }
@@ -178,12 +178,11 @@ impl Shared {
         self.works(&mut state, Side::Control);
         drop(state);
         self.claims_wake.notify_all();
-        if let Some((old, payloads)) = lost {
-            let jid = |payload: &Arc<[u8]>| payload::read(payload).jid.unwrap_or_default();
+        if let Some((old, jobs)) = lost {
             self.events.push(Event::LeaseLost {
                 identity: old,
                 new_identity: identity,
-                jids: payloads.iter().map(jid).collect(),
+                jobs,
             });
         } else if first {
             self.events.push(Event::Started {
@@ -229,8 +228,8 @@ impl Shared {
             return;
         }
         state.registered = false;
-        let payloads = state.registry.lose();
-        state.lost = Some((identity.to_owned(), payloads));
+        let jobs = state.registry.lose();
+        state.lost = Some((identity.to_owned(), jobs));
         state.wake_beat_waiters();
         self.control_wake.notify_all();
         self.claims_wake.notify_all();

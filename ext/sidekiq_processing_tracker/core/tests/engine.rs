@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use processing_tracker_core::engine::Recorded;
-use processing_tracker_core::events::Event;
+use processing_tracker_core::events::{Event, LostJob};
 use processing_tracker_core::identity;
 use processing_tracker_core::orphans::reenqueue_orphans;
 use processing_tracker_core::parker::{Parker, Woken};
@@ -85,7 +85,10 @@ fn a_process_that_finds_a_clone_of_itself_goes_on_as_another() {
         Event::LeaseLost {
             identity: old,
             new_identity: tracker.identity(),
-            jids: vec!["held".into()],
+            jobs: vec![LostJob {
+                queue: b"work".to_vec(),
+                payload: job("held").into(),
+            }],
         }
     );
     // The clone does not beat: what was held under its name comes back.
@@ -808,7 +811,10 @@ fn an_overwritten_hash_of_a_living_instance_costs_its_lease_only() {
         Event::LeaseLost {
             identity: identity.clone(),
             new_identity: tracker.identity(),
-            jids: vec!["held".into()],
+            jobs: vec![LostJob {
+                queue: b"work".to_vec(),
+                payload: job("held").into(),
+            }],
         }
     );
     assert_ne!(tracker.identity(), identity);

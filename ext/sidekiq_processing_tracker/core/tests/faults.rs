@@ -222,7 +222,8 @@ impl<'a> Worker<'a> {
         for event in &told[self.heard..] {
             match event {
                 Event::Started { identity, .. } => self.world.ledger().lives[self.life].push(identity.clone()),
-                Event::LeaseLost { new_identity, jids, .. } => {
+                Event::LeaseLost { new_identity, jobs, .. } => {
+                    let jids: Vec<_> = jobs.iter().filter_map(|job| job.facts().jid).collect();
                     self.world.ledger().lives[self.life].push(new_identity.clone());
                     self.world.count("leases lost");
                     for run in &mut self.running {

@@ -51,12 +51,22 @@ pub fn to_hash(ruby: &Ruby, event: Event) -> Result<RHash, Error> {
         Event::LeaseLost {
             identity,
             new_identity,
-            jids,
+            jobs,
         } => {
             set("kind", "lease_lost".into_value_with(ruby))?;
             set("identity", identity.into_value_with(ruby))?;
             set("new_identity", new_identity.into_value_with(ruby))?;
-            set("jids", jids.into_value_with(ruby))?;
+            let list = ruby.ary_new();
+            for job in jobs {
+                let facts = job.facts();
+                let hash = ruby.hash_new();
+                hash.aset("jid", facts.jid)?;
+                hash.aset("job_class", facts.class)?;
+                hash.aset("queue", text(ruby, &job.queue)?)?;
+                hash.aset("payload", text(ruby, &job.payload)?)?;
+                list.push(hash)?;
+            }
+            set("jobs", list.into_value_with(ruby))?;
         }
         Event::Warning(message) => {
             set("kind", "warning".into_value_with(ruby))?;
@@ -74,7 +84,8 @@ fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn text(ruby: &Ruby, bytes: &[u8]) -> Result<RString, Error> {
+/// Text as it came: its bytes may be no UTF-8.
+pub fn text(ruby: &Ruby, bytes: &[u8]) -> Result<RString, Error> {
     let string = ruby.str_from_slice(bytes);
     string.enc_associate(ruby.utf8_encindex())?;
     Ok(string)

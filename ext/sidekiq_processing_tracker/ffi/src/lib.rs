@@ -7,6 +7,7 @@ mod errors;
 mod events;
 mod gvl;
 mod settings;
+mod watch;
 
 use magnus::{function, method, value::ReprValue, Class, Error, Module, Object, RHash, Ruby, Value};
 use processing_tracker_core as core;
@@ -37,6 +38,14 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     class.define_method("next_event", method!(engine::Engine::next_event, 1))?;
     class.define_method("touch", method!(engine::Engine::touch, 0))?;
     class.define_method("leave", method!(engine::Engine::leave, 1))?;
+    let class = native.define_class("Watch", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    class.define_singleton_method("new", function!(watch::Watch::new, 2))?;
+    class.define_method("instances", method!(watch::Watch::instances, 0))?;
+    class.define_method("identities", method!(watch::Watch::identities, 0))?;
+    class.define_method("in_flight", method!(watch::Watch::in_flight, 2))?;
+    class.define_method("journal", method!(watch::Watch::journal, 1))?;
+    class.define_method("totals", method!(watch::Watch::totals, 0))?;
     Ok(())
 }
 
