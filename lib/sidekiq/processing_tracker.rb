@@ -7,10 +7,18 @@ require_relative "processing_tracker/loader"
 require_relative "processing_tracker/configuration"
 require_relative "processing_tracker/log"
 require_relative "processing_tracker/settings"
-require_relative "processing_tracker/events"
+require_relative "processing_tracker/value"
+require_relative "processing_tracker/event"
 require_relative "processing_tracker/instance"
+require_relative "processing_tracker/in_flight_job"
+require_relative "processing_tracker/listeners"
+require_relative "processing_tracker/events"
+require_relative "processing_tracker/watch"
+require_relative "processing_tracker/unique_lock"
+require_relative "processing_tracker/runtime"
 require_relative "processing_tracker/worker"
 require_relative "processing_tracker/sidekiq/redis_settings"
+require_relative "processing_tracker/sidekiq/dead_set_limits"
 require_relative "processing_tracker/sidekiq/unit_of_work"
 require_relative "processing_tracker/sidekiq/fetch"
 require_relative "processing_tracker/sidekiq/processor"
@@ -62,7 +70,7 @@ module Sidekiq
       # The name under which this process holds its jobs: `instance_id:pid:nonce`. It changes when a lease was lost.
       #
       # @return [String, nil] nil where no engine runs: a console, a web process, a forked child
-      def identity = Instance.current&.identity
+      def identity = Runtime.current&.identity
 
       # The prefix of every key of the tracker in Redis.
       #
@@ -93,6 +101,18 @@ module Sidekiq
       # @return [Symbol] :marked or :all
       # @raise [ConfigurationError] when the value cannot be used
       def track = config.track
+
+      # How often a job is put back into its queue before it goes to the dead set.
+      #
+      # @return [Integer, nil] nil: always
+      # @raise [ConfigurationError] when the value cannot be used
+      def max_recoveries = config.max_recoveries
+
+      # Seconds for which it is remembered how often a job was put back.
+      #
+      # @return [Integer]
+      # @raise [ConfigurationError] when the value cannot be used
+      def recovery_window = config.recovery_window
 
       # The Redis to use instead of Sidekiq's own settings.
       #
@@ -128,20 +148,94 @@ module Sidekiq
 
       # Recovers the jobs of every process whose lease has run out, and of those whose lease runs out meanwhile.
       # Returns once every process that was listed at the call was recovered or has renewed its lease, which takes
-      # up to `heartbeat_ttl` and a step. Works from any process that has the gem, so from a console too. Logs a line for
-      # each job that comes back, and one for the sum.
+      # up to `heartbeat_ttl` and a step. Works from any process that has the gem, so from a console too. At the end it logs a
+      # line for each job, and one for the sum, and calls in this process what is to be called ({on}, notifications, Sidekiq's
+      # death handlers).
       #
-      # @return [Hash{Symbol => Integer}] how many jobs are back in their queues, and how many cannot be put back
-      #   (docs/operations.md, *Stuck jobs*): `{requeued: 3, stuck: 0}`
+      # @return [Hash{Symbol => Integer}] how many jobs there were of each outcome, `stuck` being those that cannot be put
+      #   back (docs/operations.md, *Stuck jobs*): `{requeued: 3, stuck: 0, …}`
       # @raise [ConfigurationError] when a setting cannot be used
       # @raise [ConnectionError] when Redis cannot be reached
       def reenqueue_orphans!
         result = Native.reenqueue_orphans(Settings.build(config))
-        result.fetch("events").each { |event| Events.log(event) }
-        counts = {requeued: result.fetch("requeued"), stuck: result.fetch("stuck")}
+        counts = result.except("events").transform_keys(&:to_sym)
+        result.fetch("events").each { |event| Events.report(event) }
         Log.write(:info, "reenqueue_orphans!: #{counts.map { |outcome, count| "#{outcome}=#{count}" }.join(" ")}")
         counts
       end
+
+      # Has a block called with each event of some kinds, in the process that recovered the job (of a lost lease, in the
+      # one that lost it), on the thread that logs, or in a caller of {reenqueue_orphans!}. At most once: an event whose
+      # process dies meanwhile is in the {journal} only. So a block should be quick; what it raises is logged. For as long
+      # as it takes, no other event is told. It may be given at any time, and stays.
+      #
+      #   Sidekiq::ProcessingTracker.on(:dead) { |event| Pager.alert("#{event.job_class} #{event.jid}: #{event.reason}") }
+      #
+      # The same events are sent to ActiveSupport::Notifications where that is loaded, as
+      # `recovered.sidekiq_processing_tracker` and so on. What is sent has the parts of the {Event} but for the payload, and
+      # `event:`, the Event itself.
+      #
+      # @param kinds [Array<Symbol>] some of {Event::KINDS}
+      # @yieldparam event [Event]
+      # @return [void]
+      # @raise [ArgumentError] for an unknown kind, or without a block
+      def on(*kinds, &block)
+        raise ArgumentError, "on needs a block" unless block
+
+        Listeners.add(kinds, block)
+      end
+
+      # Every process that may have jobs in flight, the dead ones too.
+      #
+      # @return [Array<Instance>]
+      # @raise [ConfigurationError] when a setting cannot be used
+      # @raise [ConnectionError] when Redis cannot be reached, or a key of the tracker holds something else
+      def instances = Watch.new(config).instances
+
+      # The jobs that are on record as running, of dead processes too. They are read from Redis as the Enumerator is
+      # used, in pages of 1 MB or so, and anew each time. A job that comes or goes meanwhile may be missing or be there, and
+      # one may come twice while Redis makes its table smaller.
+      #
+      #   Sidekiq::ProcessingTracker.in_flight.select { |job| job.since < Time.now - 3600 }.first(10)
+      #
+      # @return [Enumerator::Lazy<InFlightJob>] it raises what {instances} raises when it is used
+      def in_flight
+        Enumerator.new { |jobs| Watch.new(config).each_in_flight { |job| jobs << job } }.lazy
+      end
+
+      # Numbers for an exporter:
+      #
+      # - `totals`: orphans by outcome since ever, for the whole namespace: requeued, dead, discarded, superseded
+      # - `instances`: how many there are now, by {Instance::STATES state}
+      # - `in_flight`: jobs on record as running, of the instances that have their lease
+      # - `orphans`: jobs on record of the others, which wait to be recovered
+      #
+      # @return [Hash{Symbol => Object}] `{totals: {requeued: 3, …}, instances: {running: 2, …}, in_flight: 7, orphans: 0}`
+      # @raise [ConfigurationError] when a setting cannot be used
+      # @raise [ConnectionError] when Redis cannot be reached, or a key of the tracker holds something else
+      def stats = Watch.new(config).stats
+
+      # What became of the last orphans, the newest first, whichever process recovered them. The journal keeps the last
+      # 10 000 recoveries or so. It has no payloads and no lost leases.
+      #
+      # @param count [Integer] how many, at most
+      # @return [Array<Event>]
+      # @raise [ArgumentError] when count is no number from 0
+      # @raise [ConfigurationError] when a setting cannot be used
+      # @raise [ConnectionError] when Redis cannot be reached, or the journal's key holds something else
+      def journal(count: 100)
+        raise ArgumentError, "count is #{count.inspect}: allowed is a whole number from 0" unless count.is_a?(Integer) && count >= 0
+
+        Watch.new(config).journal(count)
+      end
+
+      # Frees the locks of sidekiq-unique-jobs that a job holds: those that carry its jid, whatever state the job is
+      # in. Given a digest without a jid, removes the whole lock, whoever holds it. Recovery does what is needed by itself;
+      # this is for a person who knows that the job will not run again. Raises nothing: what goes wrong is logged.
+      #
+      # @param job [Hash] a payload: "lock_digest" (or "unique_digest") and "jid"
+      # @return [Boolean] whether anything was freed
+      def clear_unique_jobs_lock(job) = UniqueLock.clear(job)
 
       private
 

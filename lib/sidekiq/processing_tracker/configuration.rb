@@ -16,7 +16,9 @@ module Sidekiq
         heartbeat_interval: "HEARTBEAT_INTERVAL",
         heartbeat_ttl: "HEARTBEAT_TTL",
         recovery_lock_ttl: "RECOVERY_LOCK_TTL",
-        track: "PROCESSING_TRACK"
+        track: "PROCESSING_TRACK",
+        max_recoveries: "MAX_RECOVERIES",
+        recovery_window: "RECOVERY_WINDOW"
       }.freeze
 
       # Every option, in the order in which {#inspect} shows them.
@@ -30,6 +32,14 @@ module Sidekiq
       DEFAULT_HEARTBEAT_TTL = 30
       # Seconds.
       DEFAULT_RECOVERY_LOCK_TTL = 300
+
+      # How often.
+      DEFAULT_MAX_RECOVERIES = 3
+      # Seconds: three days.
+      DEFAULT_RECOVERY_WINDOW = 259_200
+
+      # How the option `max_recoveries` says "no limit" where nil cannot be said: in the environment.
+      UNLIMITED = %w[unlimited none].freeze
 
       # Seconds. More beats than these cost Redis more than they gain.
       SHORTEST_HEARTBEAT_INTERVAL = 0.05
@@ -130,6 +140,37 @@ module Sidekiq
 
           TRACK.find { |name| name.to_s == value.to_s } || refuse(source, value, ":marked or :all")
         end
+      end
+
+      # Unlike for every other option, nil is a value here. Set `:default` to go back to MAX_RECOVERIES, else 3.
+      #
+      # @param value [Integer, String, Symbol, nil] how often a job is put back into its queue before it goes to the dead
+      #   set, from 0; nil or :unlimited: always; :default: MAX_RECOVERIES, else 3
+      def max_recoveries=(value)
+        set(:max_recoveries, value.nil? ? :unlimited : (value unless value == :default))
+      end
+
+      # @return [Integer, nil] nil: no limit
+      # @raise [ConfigurationError]
+      def max_recoveries
+        fixed(:max_recoveries) do
+          value, = lookup(:max_recoveries)
+          next DEFAULT_MAX_RECOVERIES if value.nil?
+          next if UNLIMITED.include?(value.to_s)
+
+          number(:max_recoveries, "a whole number from 0, or unlimited (in code also nil)") { |count| count >= 0 && (count % 1).zero? }
+        end
+      end
+
+      # @param value [Numeric, String, nil] whole seconds; nil: RECOVERY_WINDOW, else 259200 (three days)
+      def recovery_window=(value)
+        set(:recovery_window, value)
+      end
+
+      # @return [Integer] seconds
+      # @raise [ConfigurationError]
+      def recovery_window
+        fixed(:recovery_window) { whole_seconds(:recovery_window) || DEFAULT_RECOVERY_WINDOW }
       end
 
       # @param value [String, Hash, nil] a Redis URL, or a Hash as Sidekiq takes it; nil: Sidekiq's own settings

@@ -16,5 +16,14 @@ module Sidekiq
 
     # A fault in the native library itself. Please report it.
     class InternalError < Error; end
+
+    # Why a job is in the dead set: it was orphaned more than `max_recoveries` times within `recovery_window`, so it
+    # may well be what kills its processes. Never raised. Sidekiq's death handlers are given one; in the dead set and on
+    # Sidekiq's pages the name stands as the job's error class.
+    class PoisonPill < Error; end
+
+    # Why a job is in the dead set: its process died, and it may not run again by itself, since it was not marked or
+    # could not be read. Never raised: its name stands as the job's error class.
+    class Orphaned < Error; end
   end
 end

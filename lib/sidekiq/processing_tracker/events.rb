@@ -2,8 +2,8 @@
 
 module Sidekiq
   module ProcessingTracker
-    # The one Ruby thread that does what the engine's native threads cannot: it writes their news to the log.
-    # It waits without the GVL, and one bad event costs one line, not the thread.
+    # The one Ruby thread that does what the engine's native threads cannot: it writes their news to the log, and tells
+    # those who listen. It waits without the GVL, and one bad event costs one line, not the thread.
     #
     # @api private
     class Events
@@ -12,6 +12,15 @@ module Sidekiq
       WAIT = 1_000
 
       class << self
+        # Writes one event to the log and tells whoever listens. Raises nothing of theirs.
+        #
+        # @param event [Hash{String => Object}] as {Native::Engine#next_event} gives it
+        # @return [void]
+        def report(event)
+          log(event)
+          events_of(event).each { |told| Listeners.tell(told) }
+        end
+
         # Writes one event to the log. Raises nothing.
         #
         # @param event [Hash{String => Object}] as {Native::Engine#next_event} gives it
@@ -25,17 +34,27 @@ module Sidekiq
 
         private
 
+        def events_of(event)
+          Event.from_native(event)
+        rescue => error
+          Log.failure("tell of a #{event["kind"]} event", error)
+          []
+        end
+
         def line_for(event)
           case event["kind"]
           when "started" then [:info, started(event)]
-          when "recovered" then [:info, recovered(event)]
+          when "recovered" then [:info, settled("recovered job", event, "outcome" => "requeued")]
+          when "superseded" then [:info, settled("superseded job", event)]
+          when "dead" then [:warn, settled("moved job to the dead set", event)]
+          when "discarded" then [:warn, settled("discarded job", event)]
           when "outage"
             [:error, "cannot use Redis: #{event["error"].chomp(".")}. Jobs run on, and are recorded as soon as it is back"]
           when "outage_over"
             [:info, "can use Redis again after #{format("%.1f", event["seconds"])} s"]
           when "lease_lost" then [:warn, lease_lost(event)]
           when "warning" then [:warn, event["message"]]
-          when "dropped" then [:warn, "could not log #{event["count"]} events: too many at once"]
+          when "dropped" then [:warn, "could not tell #{event["count"]} events: too many at once"]
           else [:debug, "event #{event["kind"]}"]
           end
         end
@@ -46,23 +65,18 @@ module Sidekiq
         end
 
         # Never the arguments: they may hold what does not belong into a log.
-        def recovered(event)
-          "recovered job: jid=#{plain(event["jid"])} class=#{plain(event["job_class"])} queue=#{plain(event["queue"])} " \
-            "from=#{plain(event["from"])} outcome=#{plain(event["outcome"])}"
+        def settled(what, event, more = {})
+          facts = {"jid" => event["jid"], "class" => event["job_class"], "queue" => event["queue"], "from" => event["from"], **more}
+          facts["reason"] = event["reason"] if event["reason"]
+          # The first time is the ordinary one.
+          facts["recoveries"] = event["recoveries"] if event["recoveries"].to_i > 1
+          "#{what}: #{facts.map { |name, value| "#{name}=#{Log.plain(value)}" }.join(" ")}"
         end
 
         def lease_lost(event)
-          jids = event["jids"].map { |jid| plain(jid) }
+          jids = event["jobs"].map { |job| Log.plain(job["jid"]) }
           "lost the lease of #{event["identity"]}, goes on as #{event["new_identity"]}. " \
             "Jobs running here that may run again elsewhere: #{jids.empty? ? "none" : jids.join(", ")}"
-        end
-
-        # These come from a payload: whatever is in them must stay on one line.
-        def plain(value)
-          return "-" if value.nil?
-
-          text = value.to_s.scrub
-          text.match?(/\A[[:graph:]]+\z/) ? text : text.inspect
         end
       end
 
@@ -95,7 +109,7 @@ module Sidekiq
           break if event == :stopped
 
           @engine.touch
-          Events.log(event) if event
+          Events.report(event) if event
         end
       rescue => error
         # It comes from the engine itself and would come again at once.

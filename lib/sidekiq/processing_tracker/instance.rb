@@ -1,111 +1,50 @@
 # frozen_string_literal: true
 
-require "socket"
-
 module Sidekiq
   module ProcessingTracker
-    # This process as Redis knows it: the engine, the thread that logs its events, and how many launchers use it.
+    # A process that tracks jobs, as Redis knows it. See {ProcessingTracker.instances}.
     #
-    # There is at most one in a process. A forked child inherits the object but not its threads, so there it counts
-    # as absent: the child touches nothing of its parent, and gets an instance of its own when it starts a launcher.
+    # - `identity`: `instance_id:pid:nonce`; `instance_id`, the label that a person chose; `pid`
+    # - `hostname`, `queues` (an Array), `concurrency`, `sidekiq_identity` (as in Sidekiq::ProcessSet): what it tells of
+    #   itself; nil, or empty, where somebody has removed that
+    # - `started_at`: a Time: when it took this identity, which is later than its boot where it has lost a lease
+    # - `last_beat_at`: a Time: its last heartbeat. It is worked out from the end of its lease, so it may have been longer
+    #   ago: time in which Redis was away, or in which nobody beat, does not show. Of a process that has no lease any
+    #   more it is the last time at which its Ruby threads were seen to run, which is up to some beats too early
+    # - `state`: see {STATES}
+    # - `in_flight`: how many jobs are on record there; nil where somebody has overwritten that key
     #
-    # @api private
+    # Frozen. Two are equal when all of that is.
+    Instance = Struct.new(:identity, :instance_id, :hostname, :pid, :started_at, :last_beat_at, :state, :in_flight, :queues,
+      :concurrency, :sidekiq_identity, keyword_init: true) do
+      include Value
+    end
+
     class Instance
-      # How long {#leave} may take: jobs are safe either way, and the process is about to end. Milliseconds.
-      LEAVE_TIMEOUT = 2_000
-
-      # How long the last lines may take to be logged. Seconds.
-      LOG_TIMEOUT = 1
-
-      @lock = Mutex.new
-      @current = nil
+      # - :running: it has its lease
+      # - :silent: it has its lease, but has not beaten for longer than a lease lasts. The lease clock stands, because
+      #   Redis was away until just now, or because no process is left to move it: then all may be dead
+      # - :dead: its lease has run out, or it has left jobs behind. The next process that beats recovers them
+      # - :recovering: another process puts its jobs back, or tries to (docs/operations.md, *Stuck jobs*)
+      STATES = %i[running silent dead recovering].freeze
 
       class << self
-        # @return [Instance, nil] nil where no engine runs in this very process
-        def current
-          instance = @current
-          instance if instance&.here?
-        end
-
-        # Starts the engine, or joins the one that another launcher of this process has started.
-        #
-        # @param info [Hash{String => String}] see {Settings.build}
+        # @api private
+        # @param seen [Hash{String => Object}] as {Native::Watch#instances} gives it
         # @return [Instance]
-        # @raise [ConfigurationError] when an option cannot be used
-        # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
-        def enter(info)
-          @lock.synchronize do
-            @current = new(ProcessingTracker.config, info) unless current
-            @current.users += 1
-            @current
-          end
+        def from_native(seen)
+          new(
+            **seen.slice("identity", "instance_id", "hostname", "pid", "in_flight", "concurrency", "sidekiq_identity").transform_keys(&:to_sym),
+            started_at: time(seen["started_at"]), last_beat_at: time(seen["last_beat_at"]), state: seen["state"].to_sym,
+            queues: seen["queues"].to_s.split(",").freeze
+          )
         end
 
-        # The opposite of {enter}. The last launcher to leave takes the engine with it.
-        #
-        # @param instance [Instance] as {enter} returned it
-        # @return [void]
-        def leave(instance)
-          @lock.synchronize do
-            return unless instance.equal?(current)
+        private
 
-            instance.users -= 1
-            return unless instance.users.zero?
-
-            @current = nil
-            instance.leave
-          end
+        def time(milliseconds)
+          Time.at(0, milliseconds, :millisecond) if milliseconds
         end
-      end
-
-      # @return [Native::Engine]
-      attr_reader :engine
-
-      # @return [Integer] how many launchers run
-      attr_accessor :users
-
-      def initialize(config, info)
-        @config = config
-        @pid = Process.pid
-        @users = 0
-        settings = Settings.build(config, info: info)
-        config.fix
-        @engine = start(settings)
-        @events = Events.new(@engine).start
-      end
-
-      # @return [Boolean] false in a forked child
-      def here?
-        @pid == Process.pid
-      end
-
-      # @return [String]
-      def identity
-        @engine.identity
-      end
-
-      # Clean exit: what is acked or requeued leaves Redis, then this instance does.
-      #
-      # @return [void]
-      def leave
-        clean = @engine.leave(LEAVE_TIMEOUT)
-        return if clean
-
-        Log.write(:warn, "could not leave in time: Redis keeps this process until its lease runs out")
-      rescue => error
-        Log.failure("leave", error)
-      ensure
-        @config.release
-        @events.join(LOG_TIMEOUT)
-      end
-
-      private
-
-      def start(settings)
-        Native::Engine.start(settings)
-      rescue
-        @config.release
-        raise
       end
     end
   end

@@ -21,6 +21,17 @@ module Sidekiq
           # There is no better place to report that the log cannot be written.
         end
 
+        # What comes from a payload: whatever is in it must stay on one line.
+        #
+        # @param value [Object, nil]
+        # @return [String]
+        def plain(value)
+          return "-" if value.nil?
+
+          text = value.to_s.scrub
+          text.match?(/\A[[:graph:]]+\z/) ? text : text.inspect
+        end
+
         # One line a minute at most.
         #
         # @param doing [String] what was about to be done

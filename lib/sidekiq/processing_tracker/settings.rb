@@ -25,9 +25,23 @@ module Sidekiq
             interval_ms: milliseconds(config.heartbeat_interval),
             ttl_ms: milliseconds(config.heartbeat_ttl),
             hold_ms: milliseconds(config.recovery_lock_ttl),
+            track_all: config.track == :all,
+            max_recoveries: config.max_recoveries,
+            recovery_window_ms: milliseconds(config.recovery_window),
+            **DeadSetLimits.to_native,
             redis: redis(config).to_native,
             info: info
           }
+        end
+
+        # Where to read what people want to see. Unlike {build} it asks nothing of Redis, since an exporter may come often.
+        #
+        # @param config [Configuration]
+        # @return [Hash{Symbol => Object}] for {Native::Watch.new} and {Native.clear_unique_lock}
+        # @raise [ConfigurationError] when an option cannot be used
+        def target(config)
+          settings = config.redis_options.nil? ? RedisSettings.from_sidekiq : RedisSettings.from_options(config.redis_options)
+          settings.to_native
         end
 
         private

@@ -39,14 +39,13 @@ RSpec.describe Sidekiq::ProcessingTracker::Events do
 
   it "writes one line per recovered job, without arguments" do
     event = {"kind" => "recovered", "jid" => "j1", "job_class" => "PaymentJob", "queue" => "default", "from" => "a:1:x",
-             "by" => "b:2:y", "outcome" => "requeued"}
+             "by" => "b:2:y", "recoveries" => 1, "payload" => "secret"}
     expect(logged(event))
       .to eq("INFO ProcessingTracker recovered job: jid=j1 class=PaymentJob queue=default from=a:1:x outcome=requeued\n")
   end
 
   it "keeps on one line what a payload says" do
-    event = {"kind" => "recovered", "jid" => nil, "job_class" => "A\nFATAL fake", "queue" => "q\xff", "from" => "a",
-             "outcome" => "requeued"}
+    event = {"kind" => "recovered", "jid" => nil, "job_class" => "A\nFATAL fake", "queue" => "q\xff", "from" => "a"}
     expect(logged(event)).to eq(
       "INFO ProcessingTracker recovered job: jid=- class=\"A\\nFATAL fake\" queue=q\uFFFD from=a outcome=requeued\n"
     )
@@ -55,14 +54,15 @@ RSpec.describe Sidekiq::ProcessingTracker::Events do
   it "writes outages, lost leases, warnings and what was dropped" do
     lines = logged(
       {"kind" => "outage", "error" => "connection refused"}, {"kind" => "outage_over", "seconds" => 12.345},
-      {"kind" => "lease_lost", "identity" => "a:1:x", "new_identity" => "a:1:y", "jids" => ["j1", nil]},
-      {"kind" => "lease_lost", "identity" => "a:1:y", "new_identity" => "a:1:z", "jids" => []},
+      {"kind" => "lease_lost", "identity" => "a:1:x", "new_identity" => "a:1:y",
+       "jobs" => [{"jid" => "j1", "job_class" => "A", "queue" => "q", "payload" => "{}"}, {"jid" => nil, "queue" => "q"}]},
+      {"kind" => "lease_lost", "identity" => "a:1:y", "new_identity" => "a:1:z", "jobs" => []},
       {"kind" => "warning", "message" => "maxmemory-policy is allkeys-lru"}, {"kind" => "dropped", "count" => 3}, nil
     ).lines(chomp: true)
     expect(lines).to match([
       /\AERROR .*cannot use Redis: connection refused/, /\AINFO .*can use Redis again after 12\.3 s/,
       /\AWARN .*lost the lease of a:1:x, goes on as a:1:y.* j1, -\z/, /\AWARN .*: none\z/,
-      /\AWARN ProcessingTracker maxmemory-policy is allkeys-lru\z/, /\AWARN .*could not log 3 events/
+      /\AWARN ProcessingTracker maxmemory-policy is allkeys-lru\z/, /\AWARN .*could not tell 3 events/
     ])
   end
 

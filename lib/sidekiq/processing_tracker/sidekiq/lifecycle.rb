@@ -86,7 +86,7 @@ module Sidekiq
       def run(...)
         running = false
         # In a forked child the launcher may have been its parent's.
-        @processing_tracker = Instance.enter(Lifecycle.info(self)) unless @processing_tracker&.here?
+        @processing_tracker = Runtime.enter(Lifecycle.info(self)) unless @processing_tracker&.here?
         Lifecycle.warn_of_reliable_fetchers(config)
         Lifecycle.fetchers(config).each { |fetcher| Fetch.decorate(fetcher) }
         Lifecycle.chains(config).each { |chain| Middleware.outermost(chain) }
@@ -112,8 +112,8 @@ module Sidekiq
       private
 
       def leave_processing_tracker
-        instance, @processing_tracker = @processing_tracker, nil
-        Instance.leave(instance) if instance
+        runtime, @processing_tracker = @processing_tracker, nil
+        Runtime.leave(runtime) if runtime
       end
     end
   end

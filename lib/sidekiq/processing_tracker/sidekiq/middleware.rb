@@ -43,7 +43,7 @@ module Sidekiq
 
       # @return [:elsewhere, nil] the first where the job must not run here
       def track(unit, instance, job)
-        engine = Instance.current&.engine
+        engine = Runtime.current&.engine
         return unless engine
 
         marked = marked_by(instance, job)

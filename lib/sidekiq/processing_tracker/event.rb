@@ -1,0 +1,86 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # What has become of a job. See {ProcessingTracker.on} and {ProcessingTracker.journal}.
+    #
+    # - `kind`: what happened, one of {KINDS}
+    # - `reason`: why the job is dead or discarded: :poison_pill, :unmarked, :unreadable; else nil
+    # - `jid`, `job_class`, `queue`: the job; nil where its payload does not tell
+    # - `from`: the identity that the job was taken from
+    # - `by`: the identity that did it; of a lost lease, who this process is now
+    # - `recoveries`: how often the job was orphaned, this time included; nil where that is not known
+    # - `at`: a Time
+    # - `payload`: the job's bytes as they were taken from the queue, with its arguments; nil in the journal, and where so
+    #   many events wait to be told that there is no room for them. `inspect` does not show it
+    #
+    # Frozen. Two are equal when all of that is.
+    Event = Struct.new(:kind, :reason, :jid, :job_class, :queue, :from, :by, :recoveries, :at, :payload, keyword_init: true) do
+      include Value
+    end
+
+    class Event
+      # What may happen to a job whose process has died, or was taken for dead:
+      #
+      # - :recovered: it is back in its queue
+      # - :dead: it is in the dead set
+      # - :discarded: it would be dead, but its class has `dead: false`
+      # - :superseded: a queued duplicate holds its unique lock, and runs instead
+      # - :lease_lost: this process was away for longer than its lease; the job runs on here and may run again elsewhere
+      KINDS = %i[recovered dead discarded superseded lease_lost].freeze
+
+      # By outcome, as recovery counts and journals them.
+      OUTCOMES = {"requeued" => :recovered, "dead" => :dead, "discarded" => :discarded, "superseded" => :superseded}.freeze
+
+      # Its arguments may be secret.
+      HIDDEN = %i[payload].freeze
+
+      private_constant :OUTCOMES, :HIDDEN
+
+      class << self
+        # @api private
+        # @param event [Hash{String => Object}] as {Native::Engine#next_event} gives it
+        # @return [Array<Event>] none for what concerns no job, one for each job of a lost lease
+        def from_native(event)
+          kind = event["kind"].to_s.to_sym
+          return [] unless KINDS.include?(kind)
+          return lost(event) if kind == :lease_lost
+
+          [new(kind: kind, reason: present(event["reason"])&.to_sym, from: event["from"], by: event["by"],
+            recoveries: event["recoveries"], at: time(event["at"]), **job(event))]
+        end
+
+        # @api private
+        # @param line [Hash{String => Object}] as {Native::Watch#journal} gives it
+        # @return [Event, nil] nil for an outcome that is not known here
+        def from_journal(line)
+          kind = OUTCOMES[line["outcome"]]
+          return unless kind
+
+          job = {"jid" => line["jid"], "job_class" => line["class"], "queue" => line["queue"]}
+          new(kind: kind, reason: present(line["reason"])&.to_sym, from: line["from"], by: line["by"],
+            recoveries: present(line["recoveries"])&.to_i, at: time(line["at"]), **job(job))
+        end
+
+        private
+
+        def lost(event)
+          at = Time.now
+          event["jobs"].map { |lost| new(kind: :lease_lost, from: event["identity"], by: event["new_identity"], at: at, **job(lost)) }
+        end
+
+        def job(job)
+          {jid: present(job["jid"]), job_class: present(job["job_class"]), queue: job["queue"], payload: job["payload"]}
+        end
+
+        def present(text)
+          text unless text.nil? || text.empty?
+        end
+
+        def time(milliseconds)
+          milliseconds ? Time.at(0, milliseconds, :millisecond) : Time.now
+        end
+      end
+    end
+  end
+end

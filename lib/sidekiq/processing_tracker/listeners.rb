@@ -1,0 +1,95 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # Who hears of an event: callbacks, subscribers of ActiveSupport::Notifications, and Sidekiq's death handlers. Each once
+    # at most, and none can keep the others from hearing of it.
+    #
+    # @api private
+    module Listeners
+      # What comes after the kind in the name of a notification.
+      NOTIFICATION = "sidekiq_processing_tracker"
+
+      @lock = Mutex.new
+      @callbacks = {}.freeze
+
+      class << self
+        # @param kinds [Array<Symbol>]
+        # @param callback [#call]
+        # @return [void]
+        # @raise [ArgumentError] for an unknown kind
+        def add(kinds, callback)
+          unknown = kinds - Event::KINDS
+          unless unknown.empty? && kinds.any?
+            raise ArgumentError, "unknown event #{unknown.map(&:inspect).join(", ")}: allowed are #{Event::KINDS.map(&:inspect).join(", ")}"
+          end
+
+          @lock.synchronize do
+            @callbacks = kinds.uniq.each_with_object(@callbacks.dup) { |kind, all| all[kind] = [*all[kind], callback].freeze }.freeze
+          end
+          nil
+        end
+
+        # Forgets all callbacks.
+        #
+        # @return [void]
+        def clear
+          @lock.synchronize { @callbacks = {}.freeze }
+          nil
+        end
+
+        # Tells an event to everybody who wants to hear of it. Raises nothing of theirs.
+        #
+        # @param event [Event]
+        # @return [void]
+        def tell(event)
+          @callbacks.fetch(event.kind, []).each { |callback| guard("a callback", event) { callback.call(event) } }
+          notify(event)
+          report_death(event) if event.kind == :dead && event.reason == :poison_pill
+          nil
+        end
+
+        private
+
+        # Subscribers are known to log what they are given, so the payload is not among it, only within the event.
+        def notify(event)
+          return unless defined?(::ActiveSupport::Notifications)
+
+          guard("a subscriber", event) do
+            ::ActiveSupport::Notifications.instrument("#{event.kind}.#{NOTIFICATION}", **event.to_h.except(:payload), event: event)
+          end
+        end
+
+        # As Sidekiq does for a job whose retries are exhausted.
+        def report_death(event)
+          handlers = DeadSetLimits.death_handlers
+          return if handlers.empty?
+
+          job = job_of(event)
+          return Log.write(:warn, "runs no death handlers for job #{Log.plain(event.jid)}: its payload is not at hand") unless job
+
+          error = PoisonPill.new("orphaned #{event.recoveries} times, the last time by #{event.from}")
+          handlers.each { |handler| guard("a death handler", event) { handler.call(job, error) } }
+        end
+
+        # @return [Hash{String => Object}, nil]
+        def job_of(event)
+          job = ::Sidekiq.load_json(event.payload) if event.payload
+          job if job.is_a?(Hash)
+        rescue
+          nil
+        end
+
+        # The message may hold arguments of the job (JSON::ParserError quotes what it cannot read), so it is not for
+        # everybody.
+        def guard(who, event)
+          yield
+        rescue StandardError, ScriptError, SystemStackError => error
+          place = error.backtrace&.first
+          Log.write(:error, "#{who} failed on the event #{event.kind} of job #{Log.plain(event.jid)}: #{error.class}#{" at #{place}" if place}")
+          Log.write(:debug, "#{who} failed: #{error.message}")
+        end
+      end
+    end
+  end
+end

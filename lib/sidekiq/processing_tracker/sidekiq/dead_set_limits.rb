@@ -1,0 +1,47 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # What Sidekiq's own configuration says of the dead set, and who is to hear of a death. Sidekiq 6.5 keeps it in the
+    # module, later versions in an object.
+    #
+    # @api private
+    module DeadSetLimits
+      class << self
+        # @return [Hash{Symbol => Object}] a part of what {Native::Engine.start} takes
+        # @raise [ConfigurationError] when Sidekiq's own setting cannot be used
+        def to_native
+          {
+            dead_max_jobs: number(:dead_max_jobs).to_i,
+            dead_timeout_ms: (number(:dead_timeout_in_seconds) * 1000).to_i,
+            timestamps: timestamps
+          }
+        end
+
+        # @return [Array<#call>] to be called with the job and the error
+        def death_handlers
+          configuration[:death_handlers].to_a
+        end
+
+        private
+
+        def configuration
+          ::Sidekiq.respond_to?(:default_configuration) ? ::Sidekiq.default_configuration : ::Sidekiq
+        end
+
+        # Since 8.0 the times in a payload are whole milliseconds; before, they were seconds with a fraction.
+        def timestamps
+          (Gem::Version.new(::Sidekiq::VERSION) >= Gem::Version.new("8")) ? "milliseconds" : "seconds"
+        end
+
+        # is_a? and not ===: ActiveSupport's 6.months answers the first only.
+        def number(option)
+          value = configuration[option]
+          return value.to_f if value.is_a?(Numeric) && value.real? && value.to_f.finite? && value.to_f >= 0
+
+          raise ConfigurationError, "Sidekiq's #{option} is #{value.inspect}: allowed is a number from 0"
+        end
+      end
+    end
+  end
+end
