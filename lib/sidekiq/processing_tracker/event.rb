@@ -58,7 +58,7 @@ module Sidekiq
           return unless kind
 
           job = {"jid" => line["jid"], "job_class" => line["class"], "queue" => line["queue"]}
-          new(kind: kind, reason: present(line["reason"])&.to_sym, from: line["from"], by: line["by"],
+          new(kind: kind, reason: present(line["reason"])&.scrub&.to_sym, from: line["from"], by: line["by"],
             recoveries: present(line["recoveries"])&.to_i, at: time(line["at"]), **job(job))
         end
 

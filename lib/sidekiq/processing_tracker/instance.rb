@@ -36,7 +36,7 @@ module Sidekiq
           new(
             **seen.slice("identity", "instance_id", "hostname", "pid", "in_flight", "concurrency", "sidekiq_identity").transform_keys(&:to_sym),
             started_at: time(seen["started_at"]), last_beat_at: time(seen["last_beat_at"]), state: seen["state"].to_sym,
-            queues: seen["queues"].to_s.split(",").freeze
+            queues: seen["queues"].to_s.scrub.split(",").freeze
           )
         end
 
