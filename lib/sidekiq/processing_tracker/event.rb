@@ -47,7 +47,7 @@ module Sidekiq
           return lost(event) if kind == :lease_lost
 
           [new(kind: kind, reason: present(event["reason"])&.to_sym, from: event["from"], by: event["by"],
-            recoveries: event["recoveries"], at: time(event["at"]), **job(event))]
+            recoveries: count(event["recoveries"]), at: time(event["at"]), **job(event))]
         end
 
         # @api private
@@ -59,7 +59,7 @@ module Sidekiq
 
           job = {"jid" => line["jid"], "job_class" => line["class"], "queue" => line["queue"]}
           new(kind: kind, reason: present(line["reason"])&.scrub&.to_sym, from: line["from"], by: line["by"],
-            recoveries: present(line["recoveries"])&.to_i, at: time(line["at"]), **job(job))
+            recoveries: count(line["recoveries"].to_i), at: time(line["at"]), **job(job))
         end
 
         private
@@ -75,6 +75,11 @@ module Sidekiq
 
         def present(text)
           text unless text.nil? || text.empty?
+        end
+
+        # 0: nobody has counted.
+        def count(recoveries)
+          recoveries unless recoveries.nil? || recoveries.zero?
         end
 
         def time(milliseconds)

@@ -131,7 +131,7 @@ impl Control {
     }
 
     fn register(&mut self) {
-        let (pace, mut info) = (self.shared.settings.pace(), self.shared.settings.info.clone());
+        let (pace, mut info) = (self.shared.settings.pace(), self.shared.settings.told());
         for class in self.shared.state().registry.marked() {
             info.push((format!("marked:{class}"), "1".into()));
         }

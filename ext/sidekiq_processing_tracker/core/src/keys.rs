@@ -15,6 +15,12 @@ pub fn namespaced(namespace: &str, key: &str) -> String {
 /// Sidekiq's set of queue names.
 pub(crate) const QUEUES: &str = "queues";
 
+/// Sidekiq's dead set.
+pub(crate) const DEAD: &str = "dead";
+
+/// Sidekiq's set of processes.
+pub(crate) const PROCESSES: &str = "processes";
+
 /// The key of a queue of Sidekiq's.
 pub(crate) fn queue(name: &[u8]) -> Vec<u8> {
     [b"queue:", name].concat()
@@ -69,6 +75,18 @@ impl Keys {
     #[must_use]
     pub fn stats(&self) -> String {
         namespaced(&self.namespace, "stats")
+    }
+
+    /// Whether any job's recoveries are counted.
+    #[must_use]
+    pub fn counted(&self) -> String {
+        namespaced(&self.namespace, "recoveries")
+    }
+
+    /// How often a job was orphaned; `name` as `payload::counted_as` gives it.
+    #[must_use]
+    pub fn recoveries(&self, name: &str) -> String {
+        namespaced(&self.namespace, &format!("recoveries:{name}"))
     }
 
     /// The stream of recoveries.

@@ -1,8 +1,9 @@
 //! Recovery: the jobs of a dead instance go back, in pieces, each one script.
 
+use crate::decision::End;
 use crate::entry::Token;
 use crate::error::{Error, Result};
-use crate::events::Event;
+use crate::events::{Event, Settled};
 use crate::failpoint;
 use crate::identity;
 use crate::keys::Keys;
@@ -155,13 +156,18 @@ impl Recovery {
             match outcome {
                 Outcome::Requeued | Outcome::RequeuedBefore => {
                     self.report.requeued += 1;
-                    tell(Event::Recovered {
+                    tell(Event::Settled(Settled {
+                        end: End::Requeued,
+                        reason: None,
                         queue: orphan.token.queue().to_vec(),
                         jid: orphan.facts.jid.clone(),
                         class: orphan.facts.class.clone(),
                         from: String::from_utf8_lossy(&self.from).into_owned(),
                         by: reaper.by.clone(),
-                    });
+                        recoveries: 0,
+                        at_ms: 0,
+                        payload: None,
+                    }));
                 }
                 Outcome::Stuck => self.report.stuck += 1,
                 Outcome::Gone => {}

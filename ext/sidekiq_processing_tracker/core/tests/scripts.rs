@@ -139,7 +139,7 @@ impl Bench {
                 token: token.clone(),
                 facts: payload::Facts {
                     jid: Some("the jid".into()),
-                    class: None,
+                    ..payload::Facts::default()
                 },
             })
             .collect();

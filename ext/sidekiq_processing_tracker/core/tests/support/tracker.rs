@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use processing_tracker_core::decision::End;
 use processing_tracker_core::engine::{Engine, Recorded};
 use processing_tracker_core::events::{Event, Next};
 use processing_tracker_core::keys::Keys;
@@ -11,7 +12,7 @@ use processing_tracker_core::link::Link;
 use processing_tracker_core::orphans::{reenqueue_orphans, Recovered};
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::registry::Handle;
-use processing_tracker_core::settings::{Address, Settings, Target};
+use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target};
 use processing_tracker_core::Result;
 use redis::Commands;
 
@@ -49,6 +50,8 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         hold: Duration::from_secs(300),
         redis: target(socket),
         info: vec![("hostname".into(), instance_id.into())],
+        fetch: Fetch::Sidekiq,
+        policy: Policy::default(),
     }
 }
 
@@ -188,7 +191,7 @@ pub fn is_lease_lost(event: &Event) -> bool {
 
 /// An orphan was put back.
 pub fn is_recovered(event: &Event) -> bool {
-    matches!(event, Event::Recovered { .. })
+    matches!(event, Event::Settled(settled) if settled.end == End::Requeued)
 }
 
 /// What lies in a queue, in the order in which Sidekiq takes it.
