@@ -70,18 +70,17 @@ RSpec.describe "events" do
       Sidekiq.logger.level = Logger::ERROR
       ActiveSupport::Notifications.subscribe(/sidekiq_processing_tracker\\z/) { raise "secret" }
       ActiveSupport::Notifications.subscribe(/sidekiq_processing_tracker\\z/) do |name, _, _, _, told|
-        puts [name, told.inspect, told[:kind], told[:jid], told[:from], told[:event].payload == '#{payload}'].join("|")
+        puts [name, told.inspect, told[:kind], told[:jid], told[:from], told[:event].class].join("|")
       end
       Sidekiq::ProcessingTracker.on(:recovered) { |event| puts "callback \#{event.jid}" }
       Sidekiq::ProcessingTracker.reenqueue_orphans!
     RUBY
     lines = output.lines(chomp: true)
     name, shown, *told = lines.grep(/\|/).first.to_s.split("|")
-    expect([name, *told]).to eq(["recovered.sidekiq_processing_tracker", "recovered", Queues.jid(payload), dead, "true"])
+    expect([name, *told]).to eq(["recovered.sidekiq_processing_tracker", "recovered", Queues.jid(payload), dead, "Sidekiq::ProcessingTracker::Event"])
     expect(shown).not_to include("secret")
     expect(lines.grep(/callback/)).to eq(["callback #{Queues.jid(payload)}"])
     expect(lines.grep(/ERROR/)).to contain_exactly(a_string_matching(/a subscriber failed on the event recovered of job #{Queues.jid(payload)}: /))
-    expect(output).not_to include("secret\"]").and include("callback")
   end
 
   it "refuses kinds that it does not know, and a missing block" do

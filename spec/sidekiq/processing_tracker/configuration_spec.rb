@@ -21,7 +21,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
     it "has those of the table in the README" do
       expect(config).to have_attributes(
         namespace: "sidekiq_processing", instance_id: Socket.gethostname, heartbeat_interval: 5, heartbeat_ttl: 30,
-        recovery_lock_ttl: 300, track: :marked, redis_options: nil, logger: Sidekiq.logger
+        recovery_lock_ttl: 300, track: :marked, max_recoveries: 3, recovery_window: 259_200, redis_options: nil, logger: Sidekiq.logger
       )
     end
 
@@ -38,7 +38,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
   describe "the environment" do
     {
       namespace: ["shop", "shop"], instance_id: ["pod-1:blue", "pod-1:blue"], heartbeat_interval: ["0.25", 0.25],
-      heartbeat_ttl: ["45", 45], recovery_lock_ttl: ["60", 60], track: ["all", :all]
+      heartbeat_ttl: ["45", 45], recovery_lock_ttl: ["60", 60], track: ["all", :all], recovery_window: ["3600", 3600]
     }.each do |option, (text, value)|
       variable = described_class::ENVIRONMENT.fetch(option)
 
@@ -153,6 +153,56 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
       it "refuses #{value.inspect}" do
         config.track = value
         expect { config.track }.to refuse(:track, value, ":marked or :all")
+      end
+    end
+  end
+
+  describe "max_recoveries" do
+    it "takes whole numbers from 0, and nil for no limit" do
+      {0 => 0, 5 => 5, "7" => 7, 2.0 => 2, nil => nil, :unlimited => nil, "unlimited" => nil, :none => nil}.each do |value, read|
+        config.max_recoveries = value
+        expect(config.max_recoveries).to eql(read)
+      end
+    end
+
+    it "takes the environment's, which code beats, with nil too" do
+      {"0" => 0, "5" => 5, "unlimited" => nil, "none" => nil}.each do |text, read|
+        with_environment("MAX_RECOVERIES" => text) do
+          config.max_recoveries = :default
+          expect(config.max_recoveries).to eql(read)
+          config.max_recoveries = 9
+          expect(config.max_recoveries).to be(9)
+          config.max_recoveries = nil
+          expect(config.max_recoveries).to be_nil
+        end
+      end
+      config.max_recoveries = :default
+      expect(config.max_recoveries).to be(3)
+    end
+
+    [-1, 1.5, "", "x", "-1", true, [3], :many, Float::INFINITY].each do |value|
+      it "refuses #{value.inspect}" do
+        config.max_recoveries = value
+        expect { config.max_recoveries }.to refuse(:max_recoveries, value, "a whole number from 0, or unlimited")
+      end
+    end
+
+    it "names the variable, and stays while the engine runs" do
+      with_environment("MAX_RECOVERIES" => "nil") do
+        expect { config.max_recoveries }.to refuse("max_recoveries (from MAX_RECOVERIES)", "nil", "a whole number from 0")
+      end
+      config.max_recoveries = nil
+      config.fix
+      expect { config.max_recoveries = 3 }.to raise_error(Sidekiq::ProcessingTracker::ConfigurationError, /it stays nil/)
+      expect(config.max_recoveries).to be_nil
+    end
+  end
+
+  describe "recovery_window" do
+    [0, 0.5, -1, "x", Float::INFINITY].each do |value|
+      it "refuses #{value.inspect}" do
+        config.recovery_window = value
+        expect { config.recovery_window }.to refuse(:recovery_window, value, "a whole number of seconds from 1")
       end
     end
   end
