@@ -32,7 +32,7 @@ RSpec.describe "journal" do
     add.call(*head, "jid", "", "class", "", "queue", "q", "outcome", "dead", "reason", "unreadable", "recoveries", "2")
     add.call(*head, "jid", "j\xff", "class", "", "queue", "\xff", "outcome", "superseded", "reason", "\xff")
     expect(tracker.journal(count: 5)).to match([
-      have_attributes(kind: :superseded, reason: "\uFFFD".to_sym, jid: "j\xff"),
+      have_attributes(kind: :superseded, reason: satisfy { |reason| reason.to_s == "\uFFFD" }, jid: "j\xff"),
       have_attributes(kind: :dead, reason: :unreadable, recoveries: 2, jid: nil, job_class: nil, queue: "q"),
       have_attributes(kind: :recovered, jid: "j1", from: "a:1:x", by: "b:1:y", reason: nil, recoveries: nil)
     ])
