@@ -25,6 +25,8 @@ struct Control {
     recovery: Option<Recovery>,
     /// Whether another instance may be due.
     look: bool,
+    /// When orphans are due that wait in a dead instance.
+    returns: Option<Instant>,
     /// How long a call for recovery takes at the worst; falls slowly.
     slowest: Duration,
     /// When the instance was registered last.
@@ -51,6 +53,7 @@ impl Control {
             recover: Attempts::default(),
             recovery: None,
             look: false,
+            returns: None,
             slowest: Duration::ZERO,
             registered: None,
             gap: (None, Duration::ZERO),
@@ -101,7 +104,11 @@ impl Control {
                 if (now >= due || state.beat_now) && self.beat.is_due(now) {
                     return Task::Beat(state.identity.clone(), state.pace);
                 }
-                wake = Some(due.max(now));
+                wake = earlier(Some(due.max(now)), self.returns);
+                if self.returns.is_some_and(|at| now >= at) {
+                    self.returns = None;
+                    self.look = true;
+                }
                 if state.phase == Phase::Running && (self.recovery.is_some() || self.look) {
                     // A call that takes as long as the slowest one must not make the beat late.
                     if self.recover.is_due(now) && now + self.slowest.min(timeout(state.pace)) <= due {
@@ -197,6 +204,7 @@ impl Control {
             by,
             pace,
             hold: self.shared.settings.hold,
+            policy: self.shared.settings.policy.clone(),
         };
         let began = Instant::now();
         let outcome = self.recover_piece(&reaper);
@@ -237,6 +245,13 @@ impl Control {
             }
             if let Some(leftovers) = report.leftovers(&reaper.keys, from) {
                 shared.warn_once(&String::from_utf8_lossy(from), leftovers);
+            }
+            if let Some(unsettled) = report.unsettled_locks(from) {
+                shared.warn_once(&format!("locks of {}", String::from_utf8_lossy(from)), unsettled);
+            }
+            if let Some(rest) = report.rest {
+                // The lease clock moves in twentieths of a step.
+                self.returns = earlier(self.returns, Some(Instant::now() + rest + reaper.pace.step / 10));
             }
             self.recovery = None;
             self.look = true;

@@ -72,6 +72,17 @@ pub enum Decision {
     Discard(Reason),
 }
 
+impl Decision {
+    /// Why it does not go back.
+    #[must_use]
+    pub fn reason(self) -> Option<Reason> {
+        match self {
+            Self::Kill(reason) | Self::Discard(reason) => Some(reason),
+            Self::Requeue | Self::RequeueLast => None,
+        }
+    }
+}
+
 /// What is known of the instance whose orphans are settled.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Source {
@@ -158,6 +169,16 @@ pub struct Timetable {
 }
 
 impl Timetable {
+    /// One that begins now.
+    #[must_use]
+    pub fn beginning() -> Self {
+        Self {
+            now: Duration::ZERO,
+            since: Duration::ZERO,
+            last: None,
+        }
+    }
+
     /// How long each suspect has yet to wait, in the order in which they leave.
     ///
     /// They leave one at a time, so that the one that kills its process is soon alone in it: those that were orphaned less

@@ -19,7 +19,7 @@ script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
-script!(RECOVER, "clock", "requeue", "recover");
+script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
 script!(LEAVE, "requeue", "leave");
 
 /// Whether a request calls this script, by its hash or whole.

@@ -243,7 +243,12 @@ pub fn assert_at_rest(server: &RedisServer) {
         recover_all(&settings(&server.socket_path(), "at rest")).unwrap();
     }
     let mut keys = our_keys(server);
-    keys.retain(|key| !matches!(key.as_str(), "clock" | "journal" | "stats"));
+    let is_counter = |key: &String| key == "recoveries" || key.starts_with("recoveries:");
+    for key in keys.iter().filter(|key| is_counter(key)) {
+        let ttl: i64 = server.connect().ttl(format!("{NAMESPACE}:{key}")).unwrap();
+        assert!(ttl > 0, "{key} has no TTL");
+    }
+    keys.retain(|key| !matches!(key.as_str(), "clock" | "journal" | "stats") && !is_counter(key));
     assert_eq!(keys, Vec::<String>::new(), "left behind");
 }
 
@@ -273,7 +278,7 @@ pub fn stat(server: &RedisServer, outcome: &str) -> u64 {
     total.unwrap_or(0)
 }
 
-/// One recovered job in the journal: from, by, jid, class, queue, outcome.
+/// One settled job in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalLine {
     pub from: String,
@@ -282,6 +287,9 @@ pub struct JournalLine {
     pub class: String,
     pub queue: String,
     pub outcome: String,
+    pub reason: String,
+    pub recoveries: u64,
+    pub lock: String,
 }
 
 /// What the journal says, from its beginning.
@@ -297,11 +305,14 @@ pub fn journal(server: &RedisServer) -> Vec<JournalLine> {
     for (_, fields) in entries {
         let names: Vec<&str> = fields[..8].iter().step_by(2).map(String::as_str).collect();
         assert_eq!(names, ["from", "by", "piece", "outcomes"]);
-        let moved = fields[7].bytes().filter(|letter| *letter == b'r').count();
-        assert_eq!(fields[8..].len(), moved * 8, "{fields:?}");
-        for job in fields[8..].chunks(8) {
+        let moved = fields[7].bytes().filter(|letter| *letter != b'-').count();
+        assert_eq!(fields[8..].len(), moved * 14, "{fields:?}");
+        for job in fields[8..].chunks(14) {
             let names: Vec<&str> = job.iter().step_by(2).map(String::as_str).collect();
-            assert_eq!(names, ["jid", "class", "queue", "outcome"]);
+            assert_eq!(
+                names,
+                ["jid", "class", "queue", "outcome", "reason", "recoveries", "lock"]
+            );
             lines.push(JournalLine {
                 from: fields[1].clone(),
                 by: fields[3].clone(),
@@ -309,6 +320,9 @@ pub fn journal(server: &RedisServer) -> Vec<JournalLine> {
                 class: job[3].clone(),
                 queue: job[5].clone(),
                 outcome: job[7].clone(),
+                reason: job[9].clone(),
+                recoveries: job[11].parse().unwrap(),
+                lock: job[13].clone(),
             });
         }
     }
