@@ -79,7 +79,8 @@ RSpec.describe Sidekiq::ProcessingTracker do
       redis.call("SET", "queue:overwritten", "no list")
       lines = reenqueue_orphans
       *news, sum, result = lines
-      expect([sum, result]).to eq(["INFO ProcessingTracker reenqueue_orphans!: requeued=2 stuck=1", "{:requeued=>2, :stuck=>1}"])
+      expect([sum, result]).to eq(["INFO ProcessingTracker reenqueue_orphans!: requeued=2 dead=0 discarded=0 superseded=0 stuck=1",
+        "{:requeued=>2, :dead=>0, :discarded=>0, :superseded=>0, :stuck=>1}"])
       jobs, warnings = news.partition { |line| line.start_with?("INFO") }
       expect(jobs).to match_array(payloads.map { |payload|
         "INFO ProcessingTracker recovered job: jid=#{Queues.jid(payload)} class=PaymentJob queue=default from=#{dead} outcome=requeued"
@@ -90,7 +91,8 @@ RSpec.describe Sidekiq::ProcessingTracker do
     end
 
     it "says so where nothing was to be done" do
-      expect(reenqueue_orphans).to eq(["INFO ProcessingTracker reenqueue_orphans!: requeued=0 stuck=0", "{:requeued=>0, :stuck=>0}"])
+      expect(reenqueue_orphans).to eq(["INFO ProcessingTracker reenqueue_orphans!: requeued=0 dead=0 discarded=0 superseded=0 stuck=0",
+        "{:requeued=>0, :dead=>0, :discarded=>0, :superseded=>0, :stuck=>0}"])
     end
   end
 

@@ -26,4 +26,35 @@ RSpec.describe "clear_unique_jobs_lock" do
       level: "INFO")
     expect(output).to eq("#{[false] * 8}\n")
   end
+
+  describe "with Redis" do
+    let(:redis) { RedisServer.new }
+    let(:env) { {"REDIS_URL" => redis.url} }
+
+    # As versions 7 and 8 of sidekiq-unique-jobs leave it.
+    def lock(digest, *jids)
+      jids.each { |jid| redis.call("HSET", "#{digest}:LOCKED", jid, "1700000000") }
+      redis.call("SET", digest, jids.first)
+      redis.call("ZADD", "uniquejobs:digests", 1, digest)
+    end
+
+    it "frees what the jid holds, says so at debug, and leaves what others hold" do
+      lock("uniquejobs:d", "j1", "j2")
+      lock("uniquejobs:d:RUN", "j1")
+      output = clear('2.times { p tracker.clear_unique_jobs_lock("lock_digest" => "uniquejobs:d", "jid" => "j1") }', env: env)
+      expect(output.lines(chomp: true)).to eq([
+        "DEBUG ProcessingTracker cleared unique-jobs lock: digest=uniquejobs:d jid=j1", "true",
+        "DEBUG ProcessingTracker skipped unique-jobs lock: digest=uniquejobs:d jid=j1: nothing is held", "false"
+      ])
+      expect(redis.call("HKEYS", "uniquejobs:d:LOCKED")).to eq(["j2"])
+      expect(redis.call("EXISTS", "uniquejobs:d:RUN:LOCKED")).to eq(0)
+      expect(redis.call("ZRANGE", "uniquejobs:digests", 0, -1)).to eq(["uniquejobs:d"])
+    end
+
+    it "removes the whole lock where there is no jid" do
+      lock("uniquejobs:d", "j1", "j2")
+      expect(clear('p tracker.clear_unique_jobs_lock(unique_digest: "uniquejobs:d")', env: env)).to end_with("true\n")
+      expect(redis.call("KEYS", "uniquejobs:*")).to be_empty
+    end
+  end
 end
