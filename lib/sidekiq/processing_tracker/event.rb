@@ -3,23 +3,12 @@
 module Sidekiq
   module ProcessingTracker
     # What has become of a job. See {ProcessingTracker.on} and {ProcessingTracker.journal}.
-    #
-    # - `kind`: what happened, one of {KINDS}
-    # - `reason`: why the job is dead or discarded: :poison_pill, :unmarked, :unreadable; else nil
-    # - `jid`, `job_class`, `queue`: the job; nil where its payload does not tell
-    # - `from`: the identity that the job was taken from
-    # - `by`: the identity that did it; of a lost lease, who this process is now
-    # - `recoveries`: how often the job was orphaned, this time included; nil where that is not known
-    # - `at`: a Time
-    # - `payload`: the job's bytes as they were taken from the queue, with its arguments; nil in the journal, and where so
-    #   many events wait to be told that there is no room for them. `inspect` does not show it
-    #
-    # Frozen. Two are equal when all of that is.
-    Event = Struct.new(:kind, :reason, :jid, :job_class, :queue, :from, :by, :recoveries, :at, :payload, keyword_init: true) do
-      include Value
-    end
-
     class Event
+      include Value
+
+      # In the order in which {#inspect} shows them.
+      MEMBERS = %i[kind reason jid job_class queue from by recoveries at payload].freeze
+
       # What may happen to a job whose process has died, or was taken for dead:
       #
       # - :recovered: it is back in its queue
@@ -36,6 +25,37 @@ module Sidekiq
       HIDDEN = %i[payload].freeze
 
       private_constant :OUTCOMES, :HIDDEN
+
+      # @return [Symbol] one of {KINDS}
+      attr_reader :kind
+
+      # @return [Symbol, nil] why the job is dead or discarded: :poison_pill, :unmarked, :unreadable
+      attr_reader :reason
+
+      # @return [String, nil] nil where the payload does not tell
+      attr_reader :jid
+
+      # @return [String, nil] nil where the payload does not tell; of a job of ActiveJob the class that Sidekiq's wrapper wraps
+      attr_reader :job_class
+
+      # @return [String] the queue that it was taken from
+      attr_reader :queue
+
+      # @return [String] the identity that it was taken from
+      attr_reader :from
+
+      # @return [String] the identity that settled it; of a lost lease, who this process is now
+      attr_reader :by
+
+      # @return [Integer, nil] how often the job was orphaned, this time included; nil where nobody has counted
+      attr_reader :recoveries
+
+      # @return [Time] when
+      attr_reader :at
+
+      # @return [String, nil] the job's bytes as they were taken from the queue, with its arguments, which {#inspect} does not show; nil in
+      #   the journal, and where so many events wait to be told that there is no room for them
+      attr_reader :payload
 
       class << self
         # @api private

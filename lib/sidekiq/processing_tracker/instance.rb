@@ -4,29 +4,54 @@ module Sidekiq
   module ProcessingTracker
     # A process that tracks jobs, as Redis knows it. See {ProcessingTracker.instances}.
     #
-    # - `identity`: `instance_id:pid:nonce`; `instance_id`, the label that a person chose; `pid`
-    # - `hostname`, `queues` (an Array), `concurrency`, `sidekiq_identity` (as in Sidekiq::ProcessSet): what it tells of
-    #   itself; nil, or empty, where somebody has removed that
-    # - `started_at`: a Time: when it took this identity, which is later than its boot where it has lost a lease
-    # - `last_beat_at`: a Time: its last heartbeat. It is worked out from the end of its lease, so it may have been longer
-    #   ago: time in which Redis was away, or in which nobody beat, does not show. Of a process that has no lease any
-    #   more it is the last time at which its Ruby threads were seen to run, which is up to some beats too early
-    # - `state`: see {STATES}
-    # - `in_flight`: how many jobs are on record there; nil where somebody has overwritten that key
-    #
-    # Frozen. Two are equal when all of that is.
-    Instance = Struct.new(:identity, :instance_id, :hostname, :pid, :started_at, :last_beat_at, :state, :in_flight, :queues,
-      :concurrency, :sidekiq_identity, keyword_init: true) do
-      include Value
-    end
-
+    # What a process tells of itself is nil, or empty, where somebody has removed it from Redis.
     class Instance
+      include Value
+
+      # In the order in which {#inspect} shows them.
+      MEMBERS = %i[identity instance_id hostname pid started_at last_beat_at state in_flight queues concurrency sidekiq_identity].freeze
+
       # - :running: it has its lease
       # - :silent: it has its lease, but has not beaten for longer than a lease lasts. The lease clock stands, because
       #   Redis was away until just now, or because no process is left to move it: then all may be dead
       # - :dead: its lease has run out, or it has left jobs behind. The next process that beats recovers them
       # - :recovering: another process puts its jobs back, or tries to (docs/operations.md, *Stuck jobs*)
       STATES = %i[running silent dead recovering].freeze
+
+      # @return [String] `instance_id:pid:nonce`
+      attr_reader :identity
+
+      # @return [String] the label that a person chose
+      attr_reader :instance_id
+
+      # @return [String, nil] its machine
+      attr_reader :hostname
+
+      # @return [Integer, nil] its process id there
+      attr_reader :pid
+
+      # @return [Time, nil] when it took this identity: later than its boot where it has lost a lease
+      attr_reader :started_at
+
+      # @return [Time, nil] its last heartbeat, worked out from the end of its lease. It may have been longer ago: time in which
+      #   Redis was away, or nobody beat, does not show. Without a lease it is the last time at which its Ruby threads were
+      #   seen to run, which is some beats earlier
+      attr_reader :last_beat_at
+
+      # @return [Symbol] one of {STATES}
+      attr_reader :state
+
+      # @return [Integer, nil] how many jobs are on record there; nil where somebody has overwritten that key
+      attr_reader :in_flight
+
+      # @return [Array<String>] that it serves
+      attr_reader :queues
+
+      # @return [Integer, nil] how many jobs it can run at once
+      attr_reader :concurrency
+
+      # @return [String, nil] what Sidekiq calls it, as in Sidekiq::ProcessSet
+      attr_reader :sidekiq_identity
 
       class << self
         # @api private

@@ -2,27 +2,56 @@
 
 module Sidekiq
   module ProcessingTracker
-    # What {Event}, {Instance} and {InFlightJob} share: they are frozen, and show nothing that is not for logs.
-    #
-    # @api private
+    # What {Event}, {Instance} and {InFlightJob} share: they have named parts (MEMBERS), are frozen, can be compared and matched
+    # (`case event in {kind: :dead}`), and show nothing that is not for logs.
     module Value
-      # @api private
-      def self.included(struct)
-        super
-        struct.members.each { |member| struct.send(:undef_method, :"#{member}=") }
+      # @param parts [Hash{Symbol => Object}] the others are nil
+      # @raise [ArgumentError] for a part that there is not
+      def initialize(**parts)
+        unknown = parts.keys - self.class::MEMBERS
+        raise ArgumentError, "unknown #{unknown.join(", ")}: allowed are #{self.class::MEMBERS.join(", ")}" if unknown.any?
+
+        self.class::MEMBERS.each { |name| instance_variable_set(:"@#{name}", parts[name]) }
+        freeze
       end
 
-      # @param parts [Hash{Symbol => Object}]
-      def initialize(**parts)
-        super
-        freeze
+      # @return [Hash{Symbol => Object}] every part, an event's payload too
+      def to_h
+        self.class::MEMBERS.to_h { |name| [name, public_send(name)] }
+      end
+
+      # For pattern matching.
+      #
+      # @param _names [Array<Symbol>, nil]
+      # @return [Hash{Symbol => Object}]
+      def deconstruct_keys(_names)
+        to_h
+      end
+
+      # @param other [Object]
+      # @return [Boolean] whether it is of the same class and all parts are equal
+      def ==(other)
+        other.instance_of?(self.class) && to_h == other.to_h
+      end
+
+      # As `==`, for use as a key.
+      #
+      # @param other [Object]
+      # @return [Boolean]
+      def eql?(other)
+        self == other
+      end
+
+      # @return [Integer]
+      def hash
+        [self.class, to_h].hash
       end
 
       # @return [String] without what may be secret
       def inspect
         hidden = self.class.const_defined?(:HIDDEN, false) ? self.class.const_get(:HIDDEN, false) : []
-        shown = members.reject { |member| hidden.include?(member) || self[member].nil? }
-        "#<#{[self.class, *shown.map { |member| "#{member}=#{self[member].inspect}" }].join(" ")}>"
+        shown = to_h.except(*hidden).compact
+        "#<#{[self.class, *shown.map { |name, part| "#{name}=#{part.inspect}" }].join(" ")}>"
       end
       alias_method :to_s, :inspect
 
