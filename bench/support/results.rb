@@ -13,6 +13,8 @@ module Bench
     attr_reader :name
     # @return [Hash]
     attr_reader :environment, :settings
+    # @return [String] when, in ISO 8601
+    attr_reader :at
 
     # @param file [String] a JSON file that {#write} has written
     # @return [Results]

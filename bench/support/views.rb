@@ -105,10 +105,11 @@ module Bench
       end
     end
 
+    # @param only [String, nil] a scenario
     # @return [String] one table in Markdown
-    def markdown
-      lines = [["scenario", "", *@columns.map(&:title)], ["---", "---", *@columns.map { "---:" }]]
-      @results.scenarios.each do |scenario|
+    def markdown(only = nil)
+      lines = [["", "", *@columns.map(&:title)], ["---", "---", *@columns.map { "---:" }]]
+      @results.scenarios.select { |scenario| only.nil? || scenario == only }.each do |scenario|
         rows_of(scenario).each_with_index { |row, i| lines << [i.zero? ? scenario : "", *row] }
       end
       lines.map { |cells| "| #{cells.join(" | ")} |\n" }.join
