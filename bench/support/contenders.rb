@@ -11,6 +11,21 @@ module Bench
       exit ARGV.all? { |setter| Sidekiq::ProcessingTracker::Configuration.method_defined?(setter) }
     RUBY
 
+    @told = []
+
+    class << self
+      # @param keys [Array<Symbol>]
+      # @return [Array<Contender>] those that can run; of the others a line tells why not, once
+      def usable(keys)
+        wanted = ALL.fetch_values(*keys)
+        wanted.select(&:missing).each do |contender|
+          warn "   without #{contender.name}: #{contender.missing}" unless @told.include?(contender)
+          @told |= [contender]
+        end
+        wanted.reject(&:missing)
+      end
+    end
+
     # @return [Symbol]
     attr_reader :key
     # @return [String] for people
@@ -77,18 +92,5 @@ module Bench
       new(:native_8, "this gem, native fetch (8.1)", file: :native, bundle: EIGHT, baseline: :stock_8, records: OURS, needs: ["fetch="]),
       new(:unique_jobs, "sidekiq-unique-jobs 9 fetch (8.1)", bundle: EIGHT, baseline: :stock_8, records: "uniquejobs:working:*")
     ].to_h { |contender| [contender.key, contender] }.freeze
-
-    @told = []
-
-    # @param keys [Array<Symbol>]
-    # @return [Array<Contender>] those that can run; of the others a line tells why not, once
-    def self.usable(keys)
-      wanted = ALL.fetch_values(*keys)
-      wanted.select(&:missing).each do |contender|
-        warn "   without #{contender.name}: #{contender.missing}" unless @told.include?(contender)
-        @told |= [contender]
-      end
-      wanted.reject(&:missing)
-    end
   end
 end

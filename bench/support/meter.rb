@@ -60,7 +60,7 @@ module Bench
 
     # Those in scripts are among them.
     def commands(info)
-      info.scan(/^cmdstat_([^:]+):calls=(\d+)/).reject { |name, _| OWN.include?(name) }.sum { |_, calls| Integer(calls) }
+      info.scan(/^cmdstat_([^:]+):calls=(\d+)/).to_h.except(*OWN).sum { |_, calls| Integer(calls) }
     end
   end
 end

@@ -62,7 +62,8 @@ module Bench
       "wire" => [value("bytes to Redis a job", :bytes_in), value("bytes from Redis a job", :bytes_out)],
       "fleet" => [
         value("share of a Redis core, %", :share, digits: 2, factor: 100), value("beats/s", :beats),
-        value("Redis CPU a beat, µs", :beat_cpu, digits: 1, factor: 1e6), plain("reaped", :reaped)
+        value("Redis CPU a beat, µs", :beat_cpu, digits: 1, factor: 1e6),
+        value("a death with 10 jobs, µs", :reap_cpu, factor: 1e6), plain("connections alone, %", :idle, digits: 2, factor: 100)
       ]
     }.freeze
 
