@@ -42,10 +42,11 @@ module Bench
       Contender.usable(keys)
     end
 
-    # @param jobs [Integer]
+    # @param jobs [Integer] of a scenario
+    # @param contender [Contender]
     # @return [Integer] as many as are to be run, a multiple of a hundred
-    def jobs(jobs)
-      [(jobs * @scale / 100).round, 1].max * 100
+    def jobs(jobs, contender)
+      [(jobs * @scale * contender.share / 100).round, 1].max * 100
     end
 
     # @return [Hash]
@@ -61,7 +62,7 @@ module Bench
       return unless quick?
 
       @rounds = 1
-      @scale = 0.02
+      @scale = 0.01
     end
 
     def parser

@@ -37,14 +37,18 @@ module Bench
     # @return [Symbol] what it is compared with: stock Sidekiq of the same version
     attr_reader :baseline
 
+    # @return [Float] the share of a scenario's jobs that it runs: the slow ones run fewer, or they would take most of the time
+    attr_reader :share
+
     # @param needs [Array<String>, nil] setters that this gem must have; nil where the gem is not used at all
-    def initialize(key, name, file: key, bundle: OWN, records: nil, baseline: :stock, needs: nil)
+    def initialize(key, name, file: key, bundle: OWN, records: nil, baseline: :stock, share: 1.0, needs: nil)
       @key = key
       @name = name
       @file = file
       @bundle = bundle
       @records = records
       @baseline = baseline
+      @share = share
       @needs = needs
     end
 
@@ -77,20 +81,20 @@ module Bench
     ALL = [
       new(:stock, "stock Sidekiq"),
       new(:native, "this gem, native fetch", records: OURS, needs: ["fetch="]),
-      new(:middleware, "this gem, middleware mode", records: OURS, needs: []),
-      new(:lmove, "LMOVE/LREM fetch in Ruby", records: "bench:working:*"),
-      new(:ruby, "tracking middleware in Ruby", records: "sidekiq_processing:jobs:*"),
+      new(:middleware, "this gem, middleware mode", records: OURS, share: 0.5, needs: []),
+      new(:lmove, "LMOVE/LREM fetch in Ruby", records: "bench:working:*", share: 0.7),
+      new(:ruby, "tracking middleware in Ruby", records: "sidekiq_processing:jobs:*", share: 0.4),
       new(:stock_6, "stock Sidekiq 6.5", file: :stock, bundle: SIX, baseline: :stock_6),
       new(:native_6, "this gem, native fetch (6.5)", file: :native, bundle: SIX, baseline: :stock_6, records: OURS, needs: ["fetch="]),
-      new(:gitlab, "gitlab-sidekiq-fetcher (6.5)", bundle: SIX, baseline: :stock_6, records: "working:queue:*"),
-      new(:assured, "sidekiq-assured-jobs (6.5)", bundle: SIX, baseline: :stock_6, records: "sidekiq_assured_jobs:jobs:*"),
+      new(:gitlab, "gitlab-sidekiq-fetcher (6.5)", bundle: SIX, baseline: :stock_6, records: "working:queue:*", share: 0.7),
+      new(:assured, "sidekiq-assured-jobs (6.5)", bundle: SIX, baseline: :stock_6, records: "sidekiq_assured_jobs:jobs:*", share: 0.3),
       new(:stock_7, "stock Sidekiq 7.3", file: :stock, bundle: SEVEN, baseline: :stock_7),
       new(:native_7, "this gem, native fetch (7.3)", file: :native, bundle: SEVEN, baseline: :stock_7, records: OURS, needs: ["fetch="]),
-      new(:power, "sidekiq-power-fetch (7.3)", bundle: SEVEN, baseline: :stock_7, records: "working:queue:*"),
-      new(:solid, "sidekiq_solid_fetch (7.3)", bundle: SEVEN, baseline: :stock_7, records: "sidekiq_solid_fetch:processing:*"),
+      new(:power, "sidekiq-power-fetch (7.3)", bundle: SEVEN, baseline: :stock_7, records: "working:queue:*", share: 0.7),
+      new(:solid, "sidekiq_solid_fetch (7.3)", bundle: SEVEN, baseline: :stock_7, records: "sidekiq_solid_fetch:processing:*", share: 0.5),
       new(:stock_8, "stock Sidekiq 8.1", file: :stock, bundle: EIGHT, baseline: :stock_8),
       new(:native_8, "this gem, native fetch (8.1)", file: :native, bundle: EIGHT, baseline: :stock_8, records: OURS, needs: ["fetch="]),
-      new(:unique_jobs, "sidekiq-unique-jobs 9 fetch (8.1)", bundle: EIGHT, baseline: :stock_8, records: "uniquejobs:working:*")
+      new(:unique_jobs, "sidekiq-unique-jobs 9 fetch (8.1)", bundle: EIGHT, baseline: :stock_8, records: "uniquejobs:working:*", share: 0.5)
     ].to_h { |contender| [contender.key, contender] }.freeze
   end
 end

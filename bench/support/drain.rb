@@ -5,7 +5,7 @@ module Bench
   class Drain
     # What the jobs are, and under which circumstances they run.
     Scenario = Struct.new(:title, :job, :args, :jobs, :queues, :shares, :threads, :processes, :every, keyword_init: true) do
-      def initialize(job: "NoopJob", args: [], jobs: 20_000, queues: ["default"], shares: [1], threads: 10, processes: 1, every: 100, **rest)
+      def initialize(job: "NoopJob", args: [], jobs: 60_000, queues: ["default"], shares: [1], threads: 10, processes: 1, every: 100, **rest)
         super
       end
 
