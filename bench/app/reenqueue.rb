@@ -7,7 +7,7 @@ require "sidekiq"
 require "sidekiq-processing-tracker"
 
 # A line a job would be most of the work.
-Sidekiq.default_configuration.logger.level = Logger::WARN
+Sidekiq.logger.level = Logger::WARN
 
 def memory(field)
   Integer(File.read("/proc/self/status")[/^#{field}:\s+(\d+)/, 1]) / 1024.0

@@ -11,9 +11,6 @@ module Bench
     attr_reader :rounds
     # @return [Float] what numbers of jobs are multiplied by
     attr_reader :scale
-    # @return [String] folder for the JSON file and the plot
-    attr_reader :out
-
     # @return [Arguments]
     def self.parse(name, **known)
       new(name, **known).tap { |arguments| arguments.send(:parse, ARGV.dup) }
@@ -29,7 +26,12 @@ module Bench
       @rounds = rounds
       @scale = 1.0
       @quick = false
-      @out = File.expand_path("../../tmp/bench", __dir__)
+      @out = nil
+    end
+
+    # @return [String] folder for the JSON file and the plot: what a quick run writes must not replace real figures
+    def out
+      @out || File.expand_path(quick? ? "../../tmp/bench/quick" : "../../tmp/bench", __dir__)
     end
 
     # @return [Boolean] whether it is only to be seen that everything runs

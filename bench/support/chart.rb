@@ -27,6 +27,7 @@ module Bench
         <style>
           text { font: 13px -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
           .ground { fill: #ffffff; stroke: #d1d9e0 }
+          .value { paint-order: stroke; stroke: #ffffff; stroke-width: 4 }
           .title { font-size: 17px; font-weight: 600 }
           .heading { font-weight: 600 }
           .note { font-size: 12px; fill: #59636e }
@@ -36,6 +37,7 @@ module Bench
           @media (prefers-color-scheme: dark) {
             text { fill: #f0f6fc }
             .ground { fill: #0d1117; stroke: #3d444d }
+            .value { stroke: #0d1117 }
             .note { fill: #9198a1 }
             .other { fill: #656c76 } .stock { fill: #8b949e } .own { fill: #db61a2 } .own2 { fill: #8f4a72 }
             .whisker { stroke: #f0f6fc }
@@ -56,7 +58,7 @@ module Bench
         <text x="<%= left - 10 %>" y="<%= y + 15 %>" text-anchor="end"><%= h(item.name) %></text>
         <rect class="<%= COLOURS.fetch(item.key, "other") %>" x="<%= left %>" y="<%= y + 2 %>" width="<%= (at(item.value) - left).round(1) %>" height="<%= BAR %>" rx="2"/>
         <path class="whisker" fill="none" d="M<%= at(item.min) %> <%= y + 10 %>H<%= at(item.max) %>M<%= at(item.min) %> <%= y + 6 %>v8M<%= at(item.max) %> <%= y + 6 %>v8"/>
-        <text x="<%= at(item.max) + 8 %>" y="<%= y + 15 %>"><%= h(item.label) %></text>
+        <text class="value" x="<%= at(item.max) + 8 %>" y="<%= y + 15 %>"><%= h(item.label) %></text>
       <%- end -%>
       <%- end -%>
       </svg>
