@@ -1,0 +1,3 @@
+# frozen_string_literal: true
+
+# Sidekiq's own BasicFetch and nothing else.

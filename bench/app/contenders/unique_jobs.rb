@@ -1,0 +1,5 @@
+# frozen_string_literal: true
+
+require "sidekiq-unique-jobs"
+
+Sidekiq.configure_server { |config| config[:fetch_class] = SidekiqUniqueJobs::Fetch::Reliable }
