@@ -76,4 +76,16 @@ impl Keys {
     pub fn journal(&self) -> String {
         namespaced(&self.namespace, "journal")
     }
+
+    /// How often a job was orphaned: the counter of this name (`payload::counter`).
+    #[must_use]
+    pub fn recoveries(&self, name: &str) -> String {
+        namespaced(&self.namespace, &format!("recoveries:{name}"))
+    }
+
+    /// There while any such counter is.
+    #[must_use]
+    pub fn counters(&self) -> String {
+        namespaced(&self.namespace, "recoveries")
+    }
 }

@@ -5,6 +5,7 @@
 mod claims;
 pub mod clock;
 mod control;
+pub mod crew;
 pub mod engine;
 pub mod entry;
 pub mod error;
@@ -22,5 +23,6 @@ pub mod scripts;
 pub mod settings;
 mod shared;
 pub mod threads;
+mod wake;
 
 pub use error::{Error, Result};

@@ -24,6 +24,16 @@ pub fn read(payload: &[u8]) -> Facts {
     }
 }
 
+/// The name of the counter that tells how often a job was orphaned: its id, or what stands for the payload of a job that
+/// has none.
+#[must_use]
+pub fn counter(payload: &[u8], jid: Option<&str>) -> String {
+    match jid {
+        Some(jid) if !jid.is_empty() => jid.to_owned(),
+        _ => sha1_smol::Sha1::from(payload).digest().to_string(),
+    }
+}
+
 struct FactsVisitor;
 
 impl<'de> Visitor<'de> for FactsVisitor {

@@ -64,6 +64,8 @@ pub struct Settings {
     pub redis: Target,
     /// What the instance tells about itself.
     pub info: Vec<(String, String)>,
+    /// Look for work from time to time, rather than be told of it by Redis.
+    pub polls: bool,
 }
 
 /// No step is shorter: at some point beats are all that a process does, and in this namespace all others too.

@@ -74,7 +74,11 @@ fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn text(ruby: &Ruby, bytes: &[u8]) -> Result<RString, Error> {
+/// A String in UTF-8, whatever the bytes are.
+///
+/// # Errors
+/// What Ruby raises when it is out of memory.
+pub fn text(ruby: &Ruby, bytes: &[u8]) -> Result<RString, Error> {
     let string = ruby.str_from_slice(bytes);
     string.enc_associate(ruby.utf8_encindex())?;
     Ok(string)

@@ -1,15 +1,17 @@
 -- turn: all that an instance does with jobs, numbered (docs/protocol.md, "Numbered turns").
--- KEYS: inflight info queues [queue key]...
+-- KEYS: inflight info queues recoveries [queue key, counter key]...
 -- ARGV: call
 --       marks n, then n classes
 --       acks n, then n tokens
+--       counters n, then n times: counter key (index in KEYS) of a job that is done
 --       requeues n, then n times: token ('' without a record), queue key (index in KEYS), queue, payload ('' with a token)
 --       records n, then n times: queue, payload
---       claims n, then n times: queues m, then m times: queue key (index in KEYS), queue
+--       claims n, then n times: threads t, queues m, then m times: queue key (index in KEYS). A job for each of the t
+--       threads, from the first of the queues that has one
 -- Answers: 'lost', 'stale', or 'ok' / 'again' (the repetition of a turn that was done), then
 --       the positions of the requeues that could not be done, the tokens of the records, token and payload of each claim,
---       the queues that could not be taken from
-local inflight, info, queues = KEYS[1], KEYS[2], KEYS[3]
+--       the queues that could not be taken from, and whether any job has a counter (1 or 0)
+local inflight, info, queues, recoveries = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local position = 1
 local function take()
   position = position + 1
@@ -49,6 +51,10 @@ else
     acks = acks - #some
   end
 end
+for _ = 1, take_count() do
+  local key = KEYS[take_count()]
+  if not again then redis.call('DEL', key) end
+end
 
 local undone, unpushed = {}, {}
 for i = 1, take_count() do
@@ -66,10 +72,15 @@ for i = 1, take_count() do
 end
 
 local recorded, claimed, refused = {}, {}, {}
+local counted = redis.call('EXISTS', recoveries)
 local records = take_count()
 if again then
   position = position + 2 * records
-  local mine, last = ARGV[1] .. '-', records + take_count()
+  local mine, last = ARGV[1] .. '-', records
+  for _ = 1, take_count() do
+    last = last + take_count()
+    position = position + take_count()
+  end
   for _, token in ipairs(redis.call('HKEYS', inflight)) do
     if string.sub(token, 1, #mine) == mine then
       local index = tonumber(string.match(token, '^%d+%-(%d+) '))
@@ -81,7 +92,7 @@ if again then
       end
     end
   end
-  return {'again', undone, recorded, claimed, refused}
+  return {'again', undone, recorded, claimed, refused, counted}
 end
 
 local time = redis.call('TIME')
@@ -95,36 +106,44 @@ for i = 1, records do
   recorded[i] = token
 end
 
-local bytes, found, empty = 0, false, {}
-local last = records + take_count()
-for i = records + 1, last do
-  if bytes >= 1048576 then break end -- a reply must fit the read timeout
-  for _ = 1, take_count() do
-    local index, queue = take_count(), take()
-    if not found and not empty[index] then
-      local payload = redis.pcall('RPOP', KEYS[index])
-      if type(payload) == 'table' then
-        refused[#refused + 1] = queue
-        empty[index] = true
-      elseif not payload then
-        empty[index] = true
-      else
-        local token = ARGV[1] .. '-' .. i .. ' ' .. taken_at .. ' ' .. queue
+-- A queue that was found empty, or holds something else, is not tried again: the key's index stands for it.
+local bytes, empty, index, jobs = 0, {}, records, 0
+local function claim(first, last)
+  for i = first, last do
+    local at = ARGV[i]
+    if not empty[at] then
+      local key = KEYS[tonumber(at)]
+      local payload = redis.pcall('RPOP', key)
+      if type(payload) == 'string' then
+        local token = ARGV[1] .. '-' .. index .. ' ' .. taken_at .. ' ' .. string.sub(key, 7)
         fields[#fields + 1] = token
         fields[#fields + 1] = payload
-        claimed[#claimed + 1] = token
-        claimed[#claimed + 1] = payload
-        found = true
+        jobs = jobs + 2
+        claimed[jobs - 1] = token
+        claimed[jobs] = payload
         bytes = bytes + #payload
+        return true
       end
+      empty[at] = true
+      if payload then refused[#refused + 1] = string.sub(key, 7) end
     end
   end
-  found = false
+end
+for _ = 1, take_count() do
+  local threads, first = take_count(), position + 2
+  local last = first + take_count() - 1
+  position = last
+  local found = true
+  for _ = 1, threads do
+    index = index + 1
+    -- A reply must fit the read timeout.
+    found = found and bytes < 1048576 and claim(first, last)
+  end
 end
 -- A job that was with this process alone and cannot go back gets a record, which the next sweep finds.
 for i, job in ipairs(unpushed) do
-  fields[#fields + 1] = ARGV[1] .. '-' .. last + i .. ' ' .. taken_at .. ' ' .. job[1]
+  fields[#fields + 1] = ARGV[1] .. '-' .. index + i .. ' ' .. taken_at .. ' ' .. job[1]
   fields[#fields + 1] = job[2]
 end
 redis.call('HSET', inflight, unpack(fields))
-return {'ok', undone, recorded, claimed, refused}
+return {'ok', undone, recorded, claimed, refused, counted}

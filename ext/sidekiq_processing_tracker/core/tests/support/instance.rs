@@ -44,6 +44,7 @@ fn settings() -> Settings {
             read_timeout: Duration::from_secs(3),
         },
         info: vec![("hostname".into(), "child".into())],
+        polls: false,
     };
     for argument in std::env::args().skip(1) {
         let (key, value) = argument.split_once('=').expect("key=value");

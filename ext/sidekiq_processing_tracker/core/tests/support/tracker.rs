@@ -49,6 +49,7 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         hold: Duration::from_secs(300),
         redis: target(socket),
         info: vec![("hostname".into(), instance_id.into())],
+        polls: false,
     }
 }
 
