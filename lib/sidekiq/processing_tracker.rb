@@ -12,7 +12,12 @@ require_relative "processing_tracker/instance"
 require_relative "processing_tracker/worker"
 require_relative "processing_tracker/sidekiq/redis_settings"
 require_relative "processing_tracker/sidekiq/unit_of_work"
+require_relative "processing_tracker/sidekiq/claimed_job"
+require_relative "processing_tracker/sidekiq/job_source"
 require_relative "processing_tracker/sidekiq/fetch"
+require_relative "processing_tracker/sidekiq/native_fetch"
+require_relative "processing_tracker/sidekiq/throttled_fetch"
+require_relative "processing_tracker/sidekiq/fetch_choice"
 require_relative "processing_tracker/sidekiq/processor"
 require_relative "processing_tracker/sidekiq/middleware"
 require_relative "processing_tracker/sidekiq/lifecycle"
@@ -93,6 +98,12 @@ module Sidekiq
       # @return [Symbol] :marked or :all
       # @raise [ConfigurationError] when the value cannot be used
       def track = config.track
+
+      # Who takes jobs from the queues.
+      #
+      # @return [Symbol] :auto, :native or :sidekiq
+      # @raise [ConfigurationError] when the value cannot be used
+      def fetch = config.fetch
 
       # The Redis to use instead of Sidekiq's own settings.
       #

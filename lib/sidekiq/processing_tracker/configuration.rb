@@ -16,7 +16,8 @@ module Sidekiq
         heartbeat_interval: "HEARTBEAT_INTERVAL",
         heartbeat_ttl: "HEARTBEAT_TTL",
         recovery_lock_ttl: "RECOVERY_LOCK_TTL",
-        track: "PROCESSING_TRACK"
+        track: "PROCESSING_TRACK",
+        fetch: "PROCESSING_FETCH"
       }.freeze
 
       # Every option, in the order in which {#inspect} shows them.
@@ -42,6 +43,8 @@ module Sidekiq
 
       # What the option `track` may be.
       TRACK = %i[marked all].freeze
+      # What the option `fetch` may be.
+      FETCH = %i[auto native sidekiq].freeze
 
       # Labels become parts of Redis keys that are also used in patterns: no spaces, control or glob characters.
       UNUSABLE_IN_LABEL = /[[:cntrl:]]|[[:space:]]|[*?\[\]\\]/
@@ -124,12 +127,21 @@ module Sidekiq
       # @return [Symbol] :marked or :all
       # @raise [ConfigurationError]
       def track
-        fixed(:track) do
-          value, source = lookup(:track)
-          next :marked if value.nil?
+        fixed(:track) { choice(:track, TRACK, ":marked or :all") }
+      end
 
-          TRACK.find { |name| name.to_s == value.to_s } || refuse(source, value, ":marked or :all")
-        end
+      # @param value [Symbol, String, nil] :auto, :native or :sidekiq; nil: PROCESSING_FETCH, else :auto
+      def fetch=(value)
+        set(:fetch, value)
+      end
+
+      # Who takes jobs from the queues. :native: the engine's own threads. :sidekiq: the app's own fetcher, whatever it is, and
+      # the tracker records jobs before they run. :auto: native, unless something else has its hand in fetching.
+      #
+      # @return [Symbol] :auto, :native or :sidekiq
+      # @raise [ConfigurationError]
+      def fetch
+        fixed(:fetch) { choice(:fetch, FETCH, ":auto, :native or :sidekiq") }
       end
 
       # @param value [String, Hash, nil] a Redis URL, or a Hash as Sidekiq takes it; nil: Sidekiq's own settings
@@ -235,6 +247,14 @@ module Sidekiq
 
         variable = ENVIRONMENT.fetch(option)
         [ENV[variable], "#{option} (from #{variable})"]
+      end
+
+      # @return [Symbol] one of the choices; the first when the option is not set
+      def choice(option, choices, allowed)
+        value, source = lookup(option)
+        return choices.first if value.nil?
+
+        choices.find { |name| name.to_s == value.to_s } || refuse(source, value, allowed)
       end
 
       def label(option)

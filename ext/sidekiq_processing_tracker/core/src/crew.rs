@@ -84,6 +84,10 @@ pub struct Crew {
     pub claimed: usize,
     /// The last claim found less than it asked for: the queues are empty, until Redis says otherwise.
     pub dry: bool,
+    /// No job is claimed for it any more.
+    quiet: bool,
+    /// Its threads do not wait any more.
+    pub dismissed: bool,
     /// Since when there are more ready jobs than threads that wait.
     surplus: Option<Instant>,
 }
@@ -98,6 +102,8 @@ impl Crew {
             ready: VecDeque::new(),
             claimed: 0,
             dry: false,
+            quiet: false,
+            dismissed: false,
             surplus: None,
         }
     }
@@ -105,6 +111,9 @@ impl Crew {
     /// For how many threads there is no job yet, neither ready nor asked for.
     #[must_use]
     pub fn wanted(&self) -> usize {
+        if self.quiet {
+            return 0;
+        }
         self.waiting.len().saturating_sub(self.ready.len() + self.claimed)
     }
 
@@ -199,6 +208,18 @@ impl Crew {
         surplus.into_iter().rev().collect()
     }
 
+    /// No job is claimed for it any more. Answers all ready jobs, the newest first.
+    pub fn be_quiet(&mut self) -> Vec<Handle> {
+        self.quiet = true;
+        self.clear()
+    }
+
+    /// Whether jobs are claimed for it.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// All ready jobs, the newest first.
     pub fn clear(&mut self) -> Vec<Handle> {
         self.surplus = None;
@@ -207,6 +228,7 @@ impl Crew {
 
     /// The threads that wait, to be sent away.
     pub fn dismiss(&mut self) -> Vec<Arc<Parker>> {
+        self.dismissed = true;
         self.waiting.drain(..).collect()
     }
 }

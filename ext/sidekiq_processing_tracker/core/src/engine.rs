@@ -119,7 +119,7 @@ impl Engine {
     #[must_use]
     pub fn wait_for_work(&self, crew: usize) -> Option<Arc<Parker>> {
         let mut state = self.shared.state();
-        if state.phase != Phase::Running || state.dismissed {
+        if !state.gives_work(crew) {
             return None;
         }
         let parker = Parker::new();
@@ -141,9 +141,8 @@ impl Engine {
 
     /// Whether jobs may still come.
     #[must_use]
-    pub fn gives_work(&self) -> bool {
-        let state = self.shared.state();
-        state.phase == Phase::Running && !state.dismissed
+    pub fn gives_work(&self, crew: usize) -> bool {
+        self.shared.state().gives_work(crew)
     }
 
     /// A thread of a crew waits no more: it has been woken, or it has gone. Answers whether more may come.
@@ -155,15 +154,13 @@ impl Engine {
         }
     }
 
-    /// No job is claimed any more; what is claimed and not taken goes back. `dismiss`: threads that wait are sent away.
-    pub fn be_quiet(&self, dismiss: bool) {
+    /// No job is claimed any more for a crew; what is claimed and not taken goes back. `dismiss`: its threads that wait are
+    /// sent away.
+    pub fn be_quiet(&self, crew: usize, dismiss: bool) {
         let mut state = self.shared.state();
-        state.registry.be_quiet();
+        state.registry.be_quiet(crew);
         if dismiss {
-            state.dismissed = true;
-            for parker in state.registry.dismiss() {
-                parker.unpark();
-            }
+            state.registry.dismiss(crew);
         }
         self.shared.nudge(&mut state);
     }
@@ -282,9 +279,10 @@ impl Engine {
         match state.phase {
             Phase::Running | Phase::Leaving => {
                 state.phase = Phase::Leaving;
-                state.dismissed = true;
-                state.registry.be_quiet();
-                state.registry.dismiss().iter().for_each(|parker| parker.unpark());
+                for crew in 0..state.registry.crews().len() {
+                    state.registry.be_quiet(crew);
+                    state.registry.dismiss(crew);
+                }
                 state.ended.push(parker.clone());
             }
             Phase::Left | Phase::Stopped => parker.unpark(),

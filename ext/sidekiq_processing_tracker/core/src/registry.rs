@@ -94,8 +94,6 @@ pub struct Registry {
     next: Handle,
     crews: Vec<Crew>,
     dice: Option<fastrand::Rng>,
-    /// No job is claimed any more.
-    quiet: bool,
     /// Redis keeps counters of jobs that were orphaned before, which an ack clears.
     counted: bool,
     /// The counters to clear with the next turn.
@@ -203,9 +201,11 @@ impl Registry {
         self.crews.get(crew).is_some_and(Crew::has_ready)
     }
 
-    /// Sends all threads away that wait for jobs.
-    pub fn dismiss(&mut self) -> Vec<Arc<Parker>> {
-        self.crews.iter_mut().flat_map(Crew::dismiss).collect()
+    /// Sends the threads of this crew away.
+    pub fn dismiss(&mut self, crew: usize) {
+        for parker in self.crews.get_mut(crew).map(Crew::dismiss).unwrap_or_default() {
+            parker.unpark();
+        }
     }
 
     /// A thread of this crew waits for a job.
@@ -222,17 +222,10 @@ impl Registry {
         }
     }
 
-    /// Claims no job any more. What is claimed and not taken goes back.
-    pub fn be_quiet(&mut self) {
-        self.quiet = true;
-        let ready: Vec<Handle> = self.crews.iter_mut().flat_map(Crew::clear).collect();
+    /// Claims no job any more for this crew. What is claimed and not taken goes back.
+    pub fn be_quiet(&mut self, crew: usize) {
+        let ready = self.crews.get_mut(crew).map(Crew::be_quiet).unwrap_or_default();
         self.put_ready_back(ready);
-    }
-
-    /// Whether no job is claimed any more.
-    #[must_use]
-    pub fn is_quiet(&self) -> bool {
-        self.quiet
     }
 
     /// Jobs that are claimed and that nobody waits for go back, if they have lain there for too long.
@@ -262,12 +255,12 @@ impl Registry {
     /// Whether threads wait for jobs that should be claimed at once.
     #[must_use]
     pub fn is_hungry(&self) -> bool {
-        !self.quiet && self.crews.iter().any(Crew::is_hungry)
+        self.crews.iter().any(Crew::is_hungry)
     }
 
     /// The crews whose threads wait for something to come into empty queues.
     pub fn idle_crews(&self) -> impl Iterator<Item = &Crew> {
-        self.crews.iter().filter(|crew| !self.quiet && crew.is_idle())
+        self.crews.iter().filter(|crew| crew.is_idle())
     }
 
     /// There may be jobs in queues that were found empty.
@@ -510,7 +503,7 @@ impl Registry {
     /// A job for each thread that waits, never more: what is claimed here cannot be claimed by a process that has time.
     fn claim(&mut self, turn: &mut Turn) -> Vec<usize> {
         let mut claims = Vec::new();
-        let Some(dice) = self.dice.as_mut().filter(|_| !self.quiet) else {
+        let Some(dice) = self.dice.as_mut() else {
             return claims;
         };
         for (number, crew) in self.crews.iter_mut().enumerate().filter(|(_, crew)| !crew.dry) {
@@ -547,7 +540,7 @@ impl Registry {
             };
             self.jobs.insert(self.next, job);
             match place.and_then(|place| claims.get(place)) {
-                Some(number) if !self.quiet => {
+                Some(number) if !self.crews[*number].is_quiet() => {
                     missing[*number] = missing[*number].saturating_sub(1);
                     self.crews[*number].add(self.next);
                 }
@@ -772,7 +765,7 @@ impl Registry {
         let mut waiters = self.record_waiters();
         waiters.append(&mut self.mark_waiters);
         waiters.extend(self.outstanding.iter_mut().flat_map(|turn| turn.marks.drain(..)));
-        waiters.append(&mut self.dismiss());
+        waiters.extend(self.crews.iter_mut().flat_map(Crew::dismiss));
         for job in self.jobs.values() {
             if let Fate::Requeued(parker) = &job.fate {
                 waiters.push(parker.clone());

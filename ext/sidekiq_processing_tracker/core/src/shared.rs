@@ -53,8 +53,6 @@ pub(crate) struct State {
     pub alarm: bool,
     /// How many instances there are, as far as this one knows.
     pub instances: u64,
-    /// Nobody waits for jobs any more.
-    pub dismissed: bool,
     pub phase: Phase,
     pub left_cleanly: bool,
     /// What was lost with the identity before, to be told with the next one.
@@ -133,6 +131,11 @@ impl State {
         }
     }
 
+    /// Whether jobs may still come for a crew.
+    pub fn gives_work(&self, crew: usize) -> bool {
+        self.phase == Phase::Running && self.registry.crews().get(crew).is_some_and(|crew| !crew.dismissed)
+    }
+
     pub fn is_claims_down(&self) -> bool {
         self.health.claims_down
     }
@@ -160,7 +163,6 @@ impl Shared {
                 told: None,
                 alarm: false,
                 instances: 1,
-                dismissed: false,
                 phase: Phase::Running,
                 left_cleanly: false,
                 lost: None,

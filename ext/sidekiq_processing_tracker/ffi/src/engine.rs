@@ -89,7 +89,7 @@ impl Engine {
         errors::guard(ruby, || {
             let Some(engine) = this.mine() else { return Ok(None) };
             let Some(parker) = engine.wait_for_work(crew) else {
-                return Ok(engine.gives_work().then_some(true));
+                return Ok(engine.gives_work(crew).then_some(true));
             };
             let woken = gvl::wait_in(ruby, &parker, Some(after(timeout_ms)), gvl::LONG_SLICE);
             engine.stop_waiting(crew, &parker);
@@ -97,12 +97,12 @@ impl Engine {
         })
     }
 
-    /// `#quiet(dismiss)`: no job is claimed any more, and what is claimed and not taken goes back to its queue. With
+    /// `#quiet(crew, dismiss)`: no job is claimed for the crew any more, and what is claimed and not taken goes back to its queue. With
     /// `dismiss` the threads that wait are sent away, and no other waits from now on. Never blocks.
-    pub fn quiet(ruby: &Ruby, this: &Self, dismiss: bool) -> Result<(), Error> {
+    pub fn quiet(ruby: &Ruby, this: &Self, crew: usize, dismiss: bool) -> Result<(), Error> {
         errors::guard(ruby, || {
             if let Some(engine) = this.mine() {
-                engine.be_quiet(dismiss);
+                engine.be_quiet(crew, dismiss);
             }
             Ok(())
         })

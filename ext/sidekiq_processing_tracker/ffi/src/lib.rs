@@ -32,7 +32,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     class.define_method("add_crew", method!(engine::Engine::add_crew, 2))?;
     class.define_method("take", method!(engine::Engine::take, 2))?;
     class.define_method("wait_for_work", method!(engine::Engine::wait_for_work, 2))?;
-    class.define_method("quiet", method!(engine::Engine::quiet, 1))?;
+    class.define_method("quiet", method!(engine::Engine::quiet, 2))?;
     class.define_method("mark", method!(engine::Engine::mark, 2))?;
     class.define_method("track", method!(engine::Engine::track, 3))?;
     class.define_method("await", method!(engine::Engine::await_record, 2))?;

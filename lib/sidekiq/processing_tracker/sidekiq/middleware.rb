@@ -2,7 +2,8 @@
 
 module Sidekiq
   module ProcessingTracker
-    # Server middleware, the outermost: sees to it that Redis has the record of a marked job before the job runs.
+    # Server middleware, the outermost: sees to it that Redis has the record of a marked job before the job runs. Under the
+    # native fetch it has one already, and what remains is the mark that only the job's class has.
     #
     # It tracks only the job that its thread's processor has fetched: not a nested perform_inline, nor anything in a
     # console, a web process or the testing modes. Whatever goes wrong in here, the job runs.
@@ -43,6 +44,8 @@ module Sidekiq
 
       # @return [:elsewhere, nil] the first where the job must not run here
       def track(unit, instance, job)
+        return mark(unit, instance, job) if unit.is_a?(ClaimedJob)
+
         engine = Instance.current&.engine
         return unless engine
 
@@ -53,6 +56,16 @@ module Sidekiq
       rescue => error
         # An error of the tracker's own, whatever it is: the job runs.
         Log.failure("track a job", error)
+      end
+
+      def mark(unit, instance, job)
+        return if job.key?(Worker::OPTION)
+
+        marked = marked_by(instance, job)
+        unit.engine.mark(marked, UnitOfWork::RECORD_TIMEOUT) if marked.is_a?(String)
+        nil
+      rescue => error
+        Log.failure("mark a job", error)
       end
 
       # @return [true, String, nil] true where the payload says it or all jobs are tracked; the class where only that

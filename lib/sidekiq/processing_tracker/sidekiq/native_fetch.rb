@@ -31,29 +31,63 @@ module Sidekiq
           fetcher.extend(ThrottledFetch) if ThrottledFetch.needed?
           fetcher.processing_tracker_attach(engine, source)
         end
+
+        # Gives a fetcher back what it was.
+        #
+        # @param fetcher [Object]
+        # @return [void]
+        def detach(fetcher)
+          fetcher.processing_tracker_attach(nil, nil) if fetcher.is_a?(self)
+        end
+
+        # No job is claimed for these fetchers any more.
+        #
+        # @param fetchers [Array<Object>]
+        # @param dismiss [Boolean] see {#processing_tracker_quiet}
+        # @return [void]
+        def quiet(fetchers, dismiss)
+          fetchers.grep(self).each { |fetcher| fetcher.processing_tracker_quiet(dismiss) }
+        rescue => error
+          Log.failure("stop claiming jobs", error)
+        end
       end
 
-      # @param engine [Native::Engine]
-      # @param source [JobSource]
+      # @param engine [Native::Engine, nil] nil: the fetcher is its own again
+      # @param source [JobSource, nil]
       # @return [void]
       def processing_tracker_attach(engine, source)
         @processing_tracker_engine = engine
         @processing_tracker_source = source
-        @processing_tracker_crew = engine.add_crew(source.queues, source.strict)
+        @processing_tracker_crews = Hash.new do |crews, queues|
+          crews[queues] = engine.add_crew(queues, source.strict)
+        end
+        @processing_tracker_crew = engine && @processing_tracker_crews[source.queues]
+      end
+
+      # Claims no more jobs.
+      #
+      # @param dismiss [Boolean] whether processors that wait are to look at once whether they should end
+      # @return [void]
+      def processing_tracker_quiet(dismiss)
+        @processing_tracker_crews.each_value { |crew| @processing_tracker_engine.quiet(crew, dismiss) }
       end
 
       # @return [ClaimedJob, nil]
       def retrieve_work
+        return super unless @processing_tracker_engine
+
         claimed_job(@processing_tracker_crew)
       end
 
       # Sidekiq's time is up: puts back what its threads still run.
       #
       # @param jobs [Array<ClaimedJob>]
-      # @param _options [Array] Sidekiq 6.5 passes its configuration
-      # @return [void]
-      def bulk_requeue(jobs, *_options)
-        ClaimedJob.requeue(jobs)
+      # @param options [Array] Sidekiq 6.5 passes its configuration
+      # @return [Object]
+      def bulk_requeue(jobs, *options)
+        claimed, others = jobs.partition { |job| job.is_a?(ClaimedJob) }
+        ClaimedJob.requeue(claimed) if claimed.any?
+        super(others, *options) unless @processing_tracker_engine && others.empty?
       end
 
       private

@@ -14,6 +14,8 @@ module Sidekiq
 
       # @return [ClaimedJob, nil] nil too for a job that must wait
       def retrieve_work
+        return super unless @processing_tracker_engine
+
         crew = throttled_crew
         return sleep(NativeFetch::PAUSE) && nil unless crew
 
@@ -48,11 +50,7 @@ module Sidekiq
         return @processing_tracker_crew if cool.empty?
 
         queues = @processing_tracker_source.queues - cool
-        return if queues.empty?
-
-        @processing_tracker_crews ||= {}
-        @processing_tracker_crews[[@processing_tracker_engine, queues]] ||=
-          @processing_tracker_engine.add_crew(queues, @processing_tracker_source.strict)
+        @processing_tracker_crews[queues] unless queues.empty?
       end
     end
   end

@@ -27,7 +27,7 @@ module Sidekiq
         # The thread's and not the fiber's: a gem may run the processor's work in a fiber. {#runs?} tells the job from
         # others that it runs.
         #
-        # @return [UnitOfWork, nil] what this thread's processor is working on
+        # @return [UnitOfWork, ClaimedJob, nil] what this thread's processor is working on
         def current
           Thread.current.thread_variable_get(CURRENT)
         end
