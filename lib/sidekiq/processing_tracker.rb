@@ -19,6 +19,7 @@ require_relative "processing_tracker/sidekiq/native_fetch"
 require_relative "processing_tracker/sidekiq/throttled_fetch"
 require_relative "processing_tracker/sidekiq/fetch_choice"
 require_relative "processing_tracker/sidekiq/processor"
+require_relative "processing_tracker/sidekiq/mark"
 require_relative "processing_tracker/sidekiq/middleware"
 require_relative "processing_tracker/sidekiq/lifecycle"
 

@@ -44,18 +44,26 @@ impl Plan {
         if self.strict {
             return vec![Claim {
                 threads,
-                queues: self.queues.clone(),
+                orders: vec![self.queues.clone()],
             }];
         }
-        let draw = |_| {
+        let mut claims: Vec<Claim> = Vec::new();
+        for _ in 0..threads {
             let mut queues = self.queues.clone();
             dice.shuffle(&mut queues);
-            Claim {
-                threads: 1,
-                queues: distinct(queues),
+            let order = distinct(queues);
+            match claims.iter_mut().find(|claim| claim.orders[0][0] == order[0]) {
+                Some(claim) => {
+                    claim.threads += 1;
+                    claim.orders.push(order);
+                }
+                None => claims.push(Claim {
+                    threads: 1,
+                    orders: vec![order],
+                }),
             }
-        };
-        (0..threads).map(draw).collect()
+        }
+        claims
     }
 }
 
@@ -172,7 +180,8 @@ impl Crew {
             return;
         }
         let mut sleeping = None;
-        for parker in &self.waiting {
+        // The one that has just gone to sleep wakes up quickest.
+        for parker in self.waiting.iter().rev() {
             if parker.is_done() {
                 return;
             }
@@ -241,12 +250,8 @@ mod tests {
         Plan::new(queues.iter().map(|queue| queue.as_bytes().to_vec()), strict)
     }
 
-    fn names(claim: &Claim) -> Vec<&str> {
-        claim
-            .queues
-            .iter()
-            .map(|queue| std::str::from_utf8(queue).unwrap())
-            .collect()
+    fn names(order: &[Arc<[u8]>]) -> Vec<&str> {
+        order.iter().map(|queue| std::str::from_utf8(queue).unwrap()).collect()
     }
 
     #[test]
@@ -254,7 +259,8 @@ mod tests {
         let claims = plan(&["a", "b", "a"], true).claims(3, &mut fastrand::Rng::with_seed(1));
         assert_eq!(claims.len(), 1);
         assert_eq!(claims[0].threads, 3);
-        assert_eq!(names(&claims[0]), ["a", "b"]);
+        assert_eq!(claims[0].orders.len(), 1);
+        assert_eq!(names(&claims[0].orders[0]), ["a", "b"]);
     }
 
     #[test]
@@ -267,8 +273,12 @@ mod tests {
     fn weights_decide_who_comes_first() {
         let plan = plan(&["a", "a", "a", "b"], false);
         let claims = plan.claims(20_000, &mut fastrand::Rng::with_seed(7));
-        let first = claims.iter().filter(|claim| names(claim)[0] == "a").count();
-        assert!(claims.iter().all(|claim| claim.threads == 1 && claim.queues.len() == 2));
+        assert_eq!(claims.len(), 2);
+        assert!(claims.iter().all(|claim| claim.threads == claim.orders.len()));
+        let orders: Vec<_> = claims.iter().flat_map(|claim| &claim.orders).collect();
+        assert_eq!(orders.len(), 20_000);
+        assert!(orders.iter().all(|order| order.len() == 2));
+        let first = orders.iter().filter(|order| names(order)[0] == "a").count();
         assert!((14_600..15_400).contains(&first), "{first}");
     }
 

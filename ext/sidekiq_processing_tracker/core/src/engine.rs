@@ -139,6 +139,12 @@ impl Engine {
         Some(parker)
     }
 
+    /// Whether there is a job to take.
+    #[must_use]
+    pub fn has_ready(&self, crew: usize) -> bool {
+        self.shared.state().registry.has_ready(crew)
+    }
+
     /// Whether jobs may still come.
     #[must_use]
     pub fn gives_work(&self, crew: usize) -> bool {

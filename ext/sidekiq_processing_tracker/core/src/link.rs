@@ -208,6 +208,12 @@ impl Call {
 
     /// Adds a key, unless it is there, and as an argument its index in KEYS.
     pub fn key(&mut self, key: Vec<u8>) -> &mut Self {
+        let index = self.index_of(key);
+        self.count(index)
+    }
+
+    /// Adds a key, unless it is there. Answers its index in KEYS.
+    pub fn index_of(&mut self, key: Vec<u8>) -> usize {
         let index = match self.keys.iter().position(|other| *other == key) {
             Some(index) => index,
             None => {
@@ -215,7 +221,7 @@ impl Call {
                 self.keys.len() - 1
             }
         };
-        self.count(index + 1)
+        index + 1
     }
 
     fn command(&self, name: &str, script: &str) -> redis::Cmd {

@@ -18,6 +18,8 @@ pub type Handle = u64;
 const BATCH: usize = 500;
 /// How many bytes of payloads one turn carries, at least one payload.
 const BATCH_BYTES: usize = 1 << 20;
+/// Payloads up to so many bytes are popped many at once: as many as there are threads make no large answer.
+const SMALL: usize = 16 << 10;
 
 #[derive(Debug)]
 struct Job {
@@ -98,6 +100,8 @@ pub struct Registry {
     counted: bool,
     /// The counters to clear with the next turn.
     counters: Vec<String>,
+    /// The largest payload of late, in bytes.
+    largest: usize,
     /// Records of jobs whose threads have gone without an ack.
     dropped: Vec<Token>,
     /// Those whose records are not sent yet, in the order in which they came.
@@ -506,6 +510,7 @@ impl Registry {
         let Some(dice) = self.dice.as_mut() else {
             return claims;
         };
+        turn.bulk = self.largest <= SMALL;
         for (number, crew) in self.crews.iter_mut().enumerate().filter(|(_, crew)| !crew.dry) {
             let wanted = crew.wanted().min(BATCH - claims.len());
             turn.claims.extend(crew.plan.claims(wanted, dice));
@@ -526,6 +531,7 @@ impl Registry {
         let mut back = Vec::new();
         for (token, payload) in claimed {
             bytes += payload.len();
+            self.largest = self.largest.max(payload.len());
             let place = usize::try_from(token.index())
                 .ok()
                 .and_then(|index| index.checked_sub(records + 1));
@@ -547,6 +553,7 @@ impl Registry {
                 _ => back.push(self.next),
             }
         }
+        self.largest -= self.largest / 64;
         self.put_ready_back(back.into_iter().rev().collect());
         for (crew, missing) in self.crews.iter_mut().zip(missing) {
             crew.dry |= missing > 0 && bytes < BATCH_BYTES;

@@ -151,6 +151,8 @@ pub struct Turn {
     pub records: Vec<(Vec<u8>, Arc<[u8]>)>,
     /// Jobs that threads wait for.
     pub claims: Vec<Claim>,
+    /// Payloads are known to be small, so that many may be claimed at once.
+    pub bulk: bool,
     /// The names of the counters of jobs that are done (`Keys::recoveries`).
     pub counters: Vec<String>,
 }
@@ -160,8 +162,9 @@ pub struct Turn {
 pub struct Claim {
     /// For how many threads.
     pub threads: usize,
-    /// The queues: each thread gets a job of the first of them that has one.
-    pub queues: Vec<Arc<[u8]>>,
+    /// One order of queues for all threads, or one for each: a thread gets a job of the first queue that has one. All
+    /// orders begin with the same queue.
+    pub orders: Vec<Vec<Arc<[u8]>>>,
 }
 
 /// The answer to a turn that was done.
@@ -229,11 +232,15 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
     for (queue, payload) in &turn.records {
         call.arg(&queue[..]).arg(&payload[..]);
     }
-    call.count(turn.claims.len());
+    call.number(u8::from(turn.bulk)).count(turn.claims.len());
     for claim in &turn.claims {
-        call.count(claim.threads).count(claim.queues.len());
-        for queue in &claim.queues {
-            call.key(keys::queue(queue));
+        call.count(claim.threads).count(claim.orders.len());
+        for order in &claim.orders {
+            let indexes: Vec<String> = order
+                .iter()
+                .map(|queue| call.index_of(keys::queue(queue)).to_string())
+                .collect();
+            call.arg(indexes.join(" "));
         }
     }
 

@@ -243,8 +243,8 @@ fn record(queue: &str, payload: &[u8]) -> (Vec<u8>, std::sync::Arc<[u8]>) {
 }
 
 fn claims(queues: &[&str], threads: usize) -> Vec<Claim> {
-    let queues = queues.iter().map(|queue| queue.as_bytes().into()).collect();
-    vec![Claim { threads, queues }]
+    let orders = vec![queues.iter().map(|queue| queue.as_bytes().into()).collect()];
+    vec![Claim { threads, orders }]
 }
 
 fn payloads(done: &Done) -> Vec<&[u8]> {
@@ -305,6 +305,7 @@ fn a_repeated_turn_reads_its_tokens_back_and_does_nothing() {
     let held = bench.record("me", 1, "other", &[b"acked".to_vec(), b"requeued".to_vec()]);
     let turn = Turn {
         counters: vec![],
+        bulk: false,
         call: 2,
         acks: vec![held[0].clone()],
         requeues: vec![
@@ -1158,6 +1159,7 @@ fn every_script_works_when_memory_is_full() {
     assert!(matches!(bench.beat("me"), Fenced::Alive(_)));
     let turn = Turn {
         counters: vec![],
+        bulk: false,
         call: 2,
         acks: held[..1].to_vec(),
         requeues: vec![
@@ -1236,6 +1238,7 @@ fn assert_all_refused(bench: &mut Bench, orphans: &[Token], held: &[Token], code
     let before = bench.everything();
     let turn = Turn {
         counters: vec![],
+        bulk: false,
         call: 2,
         acks: held[..1].to_vec(),
         requeues: vec![Requeue::Recorded(held[1].clone())],

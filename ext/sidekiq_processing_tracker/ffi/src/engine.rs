@@ -88,12 +88,15 @@ impl Engine {
     pub fn wait_for_work(ruby: &Ruby, this: &Self, crew: usize, timeout_ms: u64) -> Result<Option<bool>, Error> {
         errors::guard(ruby, || {
             let Some(engine) = this.mine() else { return Ok(None) };
-            let Some(parker) = engine.wait_for_work(crew) else {
-                return Ok(engine.gives_work(crew).then_some(true));
-            };
-            let woken = gvl::wait_in(ruby, &parker, Some(after(timeout_ms)), gvl::LONG_SLICE);
-            engine.stop_waiting(crew, &parker);
-            woken.map(Some)
+            let deadline = after(timeout_ms);
+            while let Some(parker) = engine.wait_for_work(crew) {
+                let woken = gvl::wait_in(ruby, &parker, Some(deadline), gvl::LONG_SLICE);
+                engine.stop_waiting(crew, &parker);
+                if !woken? {
+                    return Ok(Some(false));
+                }
+            }
+            Ok(engine.gives_work(crew).then_some(true))
         })
     }
 

@@ -21,7 +21,6 @@ module Sidekiq
           require "sidekiq/processor"
           ::Sidekiq::Launcher.prepend(self)
           ::Sidekiq::Processor.prepend(Processor)
-          config.server_middleware { |chain| Middleware.outermost(chain) }
         end
 
         # Lets the engine fetch jobs, or record those that the app's own fetchers fetch.
@@ -103,7 +102,7 @@ module Sidekiq
         Log.write(*choice.line)
         Lifecycle.attach(sources, choice.native?, @processing_tracker)
         @processing_tracker_fetchers = sources.map(&:first)
-        Lifecycle.chains(config).each { |chain| Middleware.outermost(chain) }
+        Lifecycle.chains(config).each { |chain| choice.native? ? Middleware.absent(chain) : Middleware.outermost(chain) }
         super.tap { running = true }
       ensure
         leave_processing_tracker unless running || Lifecycle.busy?(self)

@@ -35,6 +35,13 @@ module Sidekiq
         UnitOfWork.current&.job_hash = job_hash
         super
       end
+
+      # The job begins. Under the native fetch it is on record already, and what remains is the mark that only its class has.
+      def execute_job(instance, arguments)
+        unit = UnitOfWork.current
+        Mark.note(unit, instance) if unit.is_a?(ClaimedJob)
+        super
+      end
     end
   end
 end
