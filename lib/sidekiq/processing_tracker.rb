@@ -20,8 +20,14 @@ require_relative "processing_tracker/worker"
 require_relative "processing_tracker/sidekiq/redis_settings"
 require_relative "processing_tracker/sidekiq/dead_set_limits"
 require_relative "processing_tracker/sidekiq/unit_of_work"
+require_relative "processing_tracker/sidekiq/claimed_job"
+require_relative "processing_tracker/sidekiq/job_source"
 require_relative "processing_tracker/sidekiq/fetch"
+require_relative "processing_tracker/sidekiq/native_fetch"
+require_relative "processing_tracker/sidekiq/throttled_fetch"
+require_relative "processing_tracker/sidekiq/fetch_choice"
 require_relative "processing_tracker/sidekiq/processor"
+require_relative "processing_tracker/sidekiq/mark"
 require_relative "processing_tracker/sidekiq/middleware"
 require_relative "processing_tracker/sidekiq/lifecycle"
 
@@ -101,6 +107,18 @@ module Sidekiq
       # @return [Symbol] :marked or :all
       # @raise [ConfigurationError] when the value cannot be used
       def track = config.track
+
+      # Who takes jobs from the queues.
+      #
+      # @return [Symbol] :auto, :native or :sidekiq
+      # @raise [ConfigurationError] when the value cannot be used
+      def fetch = config.fetch
+
+      # How the native fetch waits for work.
+      #
+      # @return [Boolean] true: it looks from time to time; false: Redis tells it
+      # @raise [ConfigurationError] when the value cannot be used
+      def polling = config.polling
 
       # How often a job is put back into its queue before it goes to the dead set.
       #

@@ -17,6 +17,8 @@ module Sidekiq
         heartbeat_ttl: "HEARTBEAT_TTL",
         recovery_lock_ttl: "RECOVERY_LOCK_TTL",
         track: "PROCESSING_TRACK",
+        fetch: "PROCESSING_FETCH",
+        polling: "PROCESSING_POLLING",
         max_recoveries: "MAX_RECOVERIES",
         recovery_window: "RECOVERY_WINDOW"
       }.freeze
@@ -52,6 +54,8 @@ module Sidekiq
 
       # What the option `track` may be.
       TRACK = %i[marked all].freeze
+      # What the option `fetch` may be.
+      FETCH = %i[auto native sidekiq].freeze
 
       # Labels become parts of Redis keys that are also used in patterns: no spaces, control or glob characters.
       UNUSABLE_IN_LABEL = /[[:cntrl:]]|[[:space:]]|[*?\[\]\\]/
@@ -134,12 +138,35 @@ module Sidekiq
       # @return [Symbol] :marked or :all
       # @raise [ConfigurationError]
       def track
-        fixed(:track) do
-          value, source = lookup(:track)
-          next :marked if value.nil?
+        fixed(:track) { choice(:track, TRACK, ":marked or :all") }
+      end
 
-          TRACK.find { |name| name.to_s == value.to_s } || refuse(source, value, ":marked or :all")
-        end
+      # @param value [Symbol, String, nil] :auto, :native or :sidekiq; nil: PROCESSING_FETCH, else :auto
+      def fetch=(value)
+        set(:fetch, value)
+      end
+
+      # Who takes jobs from the queues. :native: the engine's own threads. :sidekiq: the app's own fetcher, whatever it is, and
+      # the tracker records jobs before they run. :auto: native, unless something else has its hand in fetching.
+      #
+      # @return [Symbol] :auto, :native or :sidekiq
+      # @raise [ConfigurationError]
+      def fetch
+        fixed(:fetch) { choice(:fetch, FETCH, ":auto, :native or :sidekiq") }
+      end
+
+      # @param value [Boolean, String, nil] true or false; nil: PROCESSING_POLLING, else false
+      def polling=(value)
+        set(:polling, value)
+      end
+
+      # How the native fetch waits for work. false: Redis tells it, where it can (else it polls by itself). true: it looks from
+      # time to time.
+      #
+      # @return [Boolean]
+      # @raise [ConfigurationError]
+      def polling
+        fixed(:polling) { choice(:polling, [false, true], "true or false") }
       end
 
       # Unlike for every other option, nil is a value here. Set `:default` to go back to MAX_RECOVERIES, else 3.
@@ -276,6 +303,14 @@ module Sidekiq
 
         variable = ENVIRONMENT.fetch(option)
         [ENV[variable], "#{option} (from #{variable})"]
+      end
+
+      # @return [Symbol] one of the choices; the first when the option is not set
+      def choice(option, choices, allowed)
+        value, source = lookup(option)
+        return choices.first if value.nil?
+
+        choices.find { |name| name.to_s == value.to_s } || refuse(source, value, allowed)
       end
 
       def label(option)

@@ -30,12 +30,13 @@ module Sidekiq
         # Starts the engine, or joins the one that another launcher of this process has started.
         #
         # @param info [Hash{String => String}] see {Settings.build}
+        # @param native [Boolean] whether the engine fetches jobs
         # @return [Runtime]
         # @raise [ConfigurationError] when an option cannot be used
         # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
-        def enter(info)
+        def enter(info, native)
           @lock.synchronize do
-            @current = new(ProcessingTracker.config, info) unless current
+            @current = new(ProcessingTracker.config, info, native) unless current
             @current.users += 1
             @current
           end
@@ -64,11 +65,11 @@ module Sidekiq
       # @return [Integer] how many launchers run
       attr_accessor :users
 
-      def initialize(config, info)
+      def initialize(config, info, native)
         @config = config
         @pid = Process.pid
         @users = 0
-        settings = Settings.build(config, info: info)
+        settings = Settings.build(config, info: info, native: native)
         config.fix
         @engine = start(settings)
         @events = Events.new(@engine).start

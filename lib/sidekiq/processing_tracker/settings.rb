@@ -15,16 +15,19 @@ module Sidekiq
       class << self
         # @param config [Configuration]
         # @param info [Hash{String => String}] what people may want to know of this process
+        # @param native [Boolean] whether the engine fetches jobs
         # @return [Hash{Symbol => Object}] settings for {Native::Engine.start} and {Native.reenqueue_orphans}
         # @raise [ConfigurationError] when an option cannot be used
         # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
-        def build(config, info: {})
+        def build(config, info: {}, native: false)
           {
             namespace: config.namespace,
             instance_id: config.instance_id,
             interval_ms: milliseconds(config.heartbeat_interval),
             ttl_ms: milliseconds(config.heartbeat_ttl),
             hold_ms: milliseconds(config.recovery_lock_ttl),
+            fetch: native ? "native" : "sidekiq",
+            polls: config.polling,
             track_all: config.track == :all,
             max_recoveries: config.max_recoveries,
             recovery_window_ms: milliseconds(config.recovery_window),

@@ -4,10 +4,14 @@ use crate::control::Attempts;
 use crate::entry::Token;
 use crate::error::Error;
 use crate::failpoint;
+use crate::identity;
+use crate::keys;
 use crate::link::Link;
+use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced, Turn, Turned};
 use crate::settings::Pace;
 use crate::shared::{Phase, Sent, Shared, Side, State};
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +19,12 @@ use std::time::{Duration, Instant};
 const LINGER: Duration = Duration::from_millis(1);
 /// How often what Redis has is compared with what this process holds.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How often empty queues are looked at though Redis has told of no change, which it may have done in vain.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The shortest and the longest pause between two looks where Redis tells of nothing.
+const POLLS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// What a wake-up in vain adds to the next pause, and the longest pause for each instance there is.
+const DEAF: Duration = Duration::from_millis(10);
 
 pub(crate) fn run(shared: Arc<Shared>) {
     let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
@@ -25,6 +35,9 @@ pub(crate) fn run(shared: Arc<Shared>) {
         swept: (0, Instant::now()),
         swept_last: false,
         last_call: None,
+        settling: None,
+        watch: Watch::default(),
+        refused: Vec::new(),
     };
     while claims.step() {}
 }
@@ -39,6 +52,29 @@ struct Claims {
     swept_last: bool,
     /// What `leave` is to do: drawn up once, since it takes everything out of the registry.
     last_call: Option<(Vec<Token>, Vec<Token>)>,
+    /// The settlement of jobs whose threads have gone without an ack.
+    settling: Option<Recovery>,
+    watch: Watch,
+    /// Queues that nothing could be taken from, and since when. They are not looked at, since they are never empty.
+    refused: Vec<(Vec<u8>, Instant)>,
+}
+
+/// How this instance learns that there is something in queues that were empty.
+#[derive(Debug, Default)]
+struct Watch {
+    /// For which connection, and for which one that is told, Redis has been asked to tell of changes.
+    asked: Option<(u64, i64)>,
+    /// Redis does not do that on this connection.
+    refused_on: Option<u64>,
+    /// The queues that were looked at and empty, and when; as long as nothing has been told of them.
+    watched: Option<(BTreeSet<Arc<[u8]>>, Instant)>,
+    /// The turn that goes next was caused by a wake-up, and by nothing of this process's own.
+    woken: bool,
+    /// How long to be deaf at most, after the next wake-up in vain.
+    deaf: Duration,
+    deaf_until: Option<Instant>,
+    /// How long it was from the last look to the next, where Redis tells of nothing.
+    poll: Duration,
 }
 
 enum Task {
@@ -46,6 +82,8 @@ enum Task {
     Turn(String, Arc<Turn>),
     Sweep(String),
     Ride(String, Pace),
+    Settle(String, Pace),
+    Look(BTreeSet<Arc<[u8]>>, Option<i64>),
     Leave(String),
 }
 
@@ -60,6 +98,8 @@ impl Claims {
                 Err(Error::Refused(_)) => return true,
                 outcome => outcome,
             },
+            Task::Settle(identity, pace) => self.settle(identity, pace),
+            Task::Look(queues, told) => self.look(queues, told),
             Task::Leave(identity) => self.leave(&identity),
         };
         match outcome {
@@ -122,7 +162,26 @@ impl Claims {
         if state.registry.is_outstanding() {
             return Ok(Task::Turn(identity, state.registry.turn()));
         }
+        if self.settling.is_none() {
+            let dropped = state.registry.settle_dropped(now);
+            self.settling = (!dropped.is_empty()).then(|| Recovery::own(&identity, dropped));
+        }
+        if self.settling.is_some() {
+            return Ok(Task::Settle(identity, state.pace));
+        }
+        state.registry.give_back(now);
+        if std::mem::take(&mut state.alarm) {
+            self.watch.watched = None;
+            self.watch.woken |= state.registry.idle_crews().next().is_some();
+            state.registry.hope();
+        }
         let mut wait = (self.swept.1 + SWEEP_EVERY).saturating_duration_since(now);
+        for at in [state.registry.gives_back_at(), state.registry.settles_at()]
+            .into_iter()
+            .flatten()
+        {
+            wait = wait.min(at.saturating_duration_since(now));
+        }
         if wait.is_zero() || self.link.generation() != self.swept.0 || state.is_claims_down() {
             return Ok(Task::Sweep(identity));
         }
@@ -144,8 +203,125 @@ impl Claims {
             return Ok(Task::Leave(identity));
         } else if leaving {
             return Ok(Task::Sweep(identity));
+        } else if let Some(look) = self.next_look(state, now) {
+            match look {
+                Ok(task) => return Ok(task),
+                Err(pause) => wait = wait.min(pause),
+            }
         }
         Err(wait)
+    }
+
+    /// When to look at the queues that threads wait for, if there are any.
+    fn next_look(&mut self, state: &State, now: Instant) -> Option<std::result::Result<Task, Duration>> {
+        self.refused
+            .retain(|(_, since)| now.duration_since(*since) < LOOK_EVERY);
+        let mut queues: BTreeSet<Arc<[u8]>> = BTreeSet::new();
+        for crew in state.registry.idle_crews() {
+            queues.extend(crew.plan.queues().cloned());
+        }
+        queues.retain(|queue| !self.refused.iter().any(|(refused, _)| **refused == **queue));
+        if queues.is_empty() {
+            return self
+                .refused
+                .first()
+                .map(|(_, since)| Err((*since + LOOK_EVERY).saturating_duration_since(now)));
+        }
+        let generation = self.link.generation();
+        let told = state.told.filter(|_| self.watch.refused_on != Some(generation));
+        let at = match (&self.watch.watched, told) {
+            (Some((watched, at)), Some(told))
+                if queues.is_subset(watched) && self.watch.asked == Some((generation, told)) =>
+            {
+                Some(*at + LOOK_EVERY)
+            }
+            (_, Some(_)) => self.watch.deaf_until,
+            (Some((watched, at)), None) if queues.is_subset(watched) => Some(*at + self.watch.poll),
+            (_, None) => self.watch.deaf_until,
+        };
+        Some(match at.filter(|at| *at > now) {
+            Some(at) => Err(at.saturating_duration_since(now)),
+            None => Ok(Task::Look(queues, told)),
+        })
+    }
+
+    /// Looks whether there is anything in these queues, and asks Redis to tell when there is.
+    fn look(&mut self, queues: BTreeSet<Arc<[u8]>>, told: Option<i64>) -> crate::Result<()> {
+        // What is told from here on is about this look or a later one.
+        self.shared.state().alarm = false;
+        let generation = self.link.generation();
+        let mut commands = redis::pipe();
+        if let Some(id) = told {
+            if self.watch.asked != Some((generation, id)) {
+                commands.cmd("CLIENT").arg("TRACKING").arg("OFF");
+                commands
+                    .cmd("CLIENT")
+                    .arg("TRACKING")
+                    .arg("ON")
+                    .arg("REDIRECT")
+                    .arg(id)
+                    .arg("OPTIN");
+            }
+            commands.cmd("CLIENT").arg("CACHING").arg("YES");
+        }
+        commands.cmd("EXISTS");
+        for queue in &queues {
+            commands.arg(keys::queue(queue));
+        }
+        let mut answers = self.link.pipeline(&commands)?;
+        let exists = answers.pop();
+        let watches = told.filter(|_| answers.iter().all(std::result::Result::is_ok));
+        if let (Some(id), None) = (told, watches) {
+            self.not_told(id, generation, &answers);
+        }
+        self.watch.asked = watches.map(|id| (self.link.generation(), id));
+        let found = match exists {
+            Some(Ok(redis::Value::Int(0))) => false,
+            Some(Err(error)) => return Err(error.into()),
+            _ => true,
+        };
+        if found {
+            self.watch.woken = true;
+            self.watch.watched = None;
+            self.watch.poll = Duration::ZERO;
+            self.shared.state().registry.hope();
+        } else {
+            // A watch that began on another connection is none.
+            self.watch.watched = Some((queues, Instant::now()));
+            self.watch.poll = (self.watch.poll * 2).clamp(POLLS.0, POLLS.1);
+        }
+        Ok(())
+    }
+
+    /// Redis does not tell of changes. That is no matter where the listening connection has just gone.
+    fn not_told(&mut self, id: i64, generation: u64, answers: &[redis::RedisResult<redis::Value>]) {
+        let mut state = self.shared.state();
+        if state.told == Some(id) && self.link.generation() == generation {
+            self.watch.refused_on = Some(generation);
+            state.alarm = false;
+            drop(state);
+            if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
+                let error: Error = error.clone().into();
+                self.shared.warn_once(
+                    "tracking",
+                    format!("Redis does not tell of new jobs, so it is asked from time to time: {error}"),
+                );
+            }
+        }
+    }
+
+    /// A claim was answered. Who was woken in vain is deaf for a while: with each wake-up of many instances one job is
+    /// taken, and all others have asked for nothing.
+    fn weigh_claim(&mut self, asked: usize, claimed: usize, instances: u64) {
+        let woken = std::mem::take(&mut self.watch.woken);
+        if claimed > 0 {
+            self.watch.deaf = Duration::ZERO;
+            self.watch.deaf_until = None;
+        } else if asked > 0 && woken {
+            let most = DEAF.saturating_mul(u32::try_from(instances.max(1)).unwrap_or(u32::MAX));
+            self.watch.deaf = (self.watch.deaf * 2).clamp(DEAF, most);
+            self.watch.deaf_until = Some(Instant::now() + self.watch.deaf.mul_f64(0.5 + 0.5 * identity::jitter()));
+        }
     }
 
     fn turn(&mut self, identity: &str, turn: &Turn) -> crate::Result<()> {
@@ -154,13 +330,17 @@ impl Claims {
         failpoint::reach("after_turn");
         match turned {
             Turned::Done(done) => {
-                let remarks = {
+                let (remarks, instances) = {
                     let mut state = self.shared.state();
                     if !state.is(identity) {
                         return Ok(());
                     }
-                    state.registry.answered(done, Instant::now())
+                    (state.registry.answered(done, Instant::now()), state.instances)
                 };
+                self.weigh_claim(remarks.asked, remarks.claimed, instances);
+                let now = Instant::now();
+                self.refused
+                    .extend(remarks.refused.iter().map(|queue| (queue.clone(), now)));
                 for queue in remarks.stuck.iter().chain(&remarks.refused) {
                     let queue = String::from_utf8_lossy(queue);
                     self.shared.warn_once(
@@ -185,6 +365,54 @@ impl Claims {
                     self.swept_last = state.phase == Phase::Leaving;
                     state.registry.sweep(fields);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// The next step in the settlement of jobs whose threads have gone without an ack.
+    fn settle(&mut self, identity: String, pace: Pace) -> crate::Result<()> {
+        let Some(mut settling) = self.settling.take_if(|settling| settling.from() == identity.as_bytes()) else {
+            // Of a lease before this one: others have those jobs.
+            self.settling = None;
+            return Ok(());
+        };
+        let shared = self.shared.clone();
+        let reaper = Reaper {
+            keys: shared.keys.clone(),
+            by: identity,
+            pace,
+            hold: shared.settings.hold,
+            policy: shared.settings.policy.clone(),
+        };
+        match settling.step(&mut self.link, &reaper, |event| shared.events.push(event)) {
+            Ok(Progress::More) => self.settling = Some(settling),
+            Ok(Progress::Done(report)) if report.idle => shared.lose(&reaper.by),
+            Ok(Progress::Done(report)) => {
+                if let Some(leftovers) = report.leftovers(&reaper.keys, settling.from()) {
+                    shared.warn_once("own jobs", leftovers);
+                }
+                let mut state = shared.state();
+                if state.is(&reaper.by) {
+                    state.registry.settled(report.waiting, Instant::now());
+                }
+            }
+            Err(error @ Error::Refused(_)) => {
+                // What Redis refuses it may refuse for ever, and turns must go on: the sweep puts these jobs back.
+                self.link.discard();
+                let mut state = shared.state();
+                if state.is(&reaper.by) {
+                    state.registry.settled(Vec::new(), Instant::now());
+                }
+                drop(state);
+                shared.warn_once(
+                    "own jobs",
+                    format!("Jobs whose threads have gone can't be settled: {error}"),
+                );
+            }
+            Err(error) => {
+                self.settling = Some(settling);
+                return Err(error);
             }
         }
         Ok(())

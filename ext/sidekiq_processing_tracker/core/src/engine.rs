@@ -1,13 +1,15 @@
 //! The engine: one for each process that works on jobs. It starts the native threads and is what Ruby talks to.
 
+use crate::crew::{Crew, Plan};
 use crate::error::Result;
 use crate::events::{Event, Events};
+use crate::identity;
 use crate::parker::Parker;
-use crate::registry::{Handle, Requeueing, Standing};
+use crate::registry::{Handle, Requeueing, Standing, Taken};
 use crate::scripts;
 use crate::settings::Settings;
 use crate::shared::{Phase, Shared};
-use crate::{claims, control, threads};
+use crate::{claims, control, threads, wake};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +35,8 @@ impl Engine {
         };
         let started = engine
             .start_thread("tracker-control", control::run)
-            .and_then(|()| engine.start_thread("tracker-claims", claims::run));
+            .and_then(|()| engine.start_thread("tracker-claims", claims::run))
+            .and_then(|()| engine.start_thread("tracker-wake", wake::run));
         if let Err(error) = started {
             engine.stop();
             return Err(error);
@@ -82,6 +85,99 @@ impl Engine {
         let handle = state.registry.track(queue, payload, marked);
         self.shared.nudge(&mut state);
         handle
+    }
+
+    /// Threads will come that take jobs by this plan. Answers what to call them.
+    ///
+    /// # Errors
+    /// `Error::Internal` when the system has no random bytes to give.
+    pub fn add_crew(&self, plan: Plan) -> Result<usize> {
+        let seed = identity::seed()?;
+        let mut state = self.shared.state();
+        let crew = state.registry.add_crew(plan, seed);
+        self.shared.alarm_wake.notify_all();
+        Ok(crew)
+    }
+
+    /// Takes a job that is ready for a crew. Never one that others may have by now: after a pause longer than the
+    /// lease first comes a beat.
+    #[must_use]
+    pub fn take(&self, crew: usize) -> Option<Taken> {
+        let mut state = self.shared.state();
+        if !state.registry.has_ready(crew) || !state.is_within_lease() {
+            return None;
+        }
+        let taken = state.registry.take(crew, Instant::now());
+        if state.registry.is_hungry() {
+            self.shared.nudge(&mut state);
+        }
+        taken
+    }
+
+    /// A thread of a crew waits for a job. Answers where; `None` when it need not, or should not: there is a job to take, or
+    /// none will come any more.
+    #[must_use]
+    pub fn wait_for_work(&self, crew: usize) -> Option<Arc<Parker>> {
+        let mut state = self.shared.state();
+        if !state.gives_work(crew) {
+            return None;
+        }
+        let parker = Parker::new();
+        if state.registry.has_ready(crew) {
+            if state.is_within_lease() {
+                return None;
+            }
+            state.beat_now = true;
+            state.beat_waiters.push(parker.clone());
+            self.shared.control_wake.notify_all();
+        }
+        state.registry.wait(crew, parker.clone());
+        // One that joins others who wait changes nothing: their queues are watched.
+        if state.registry.is_hungry() || state.registry.crews().get(crew).is_some_and(Crew::is_first_idle) {
+            self.shared.nudge(&mut state);
+        }
+        Some(parker)
+    }
+
+    /// Whether there is a job to take.
+    #[must_use]
+    pub fn has_ready(&self, crew: usize) -> bool {
+        self.shared.state().registry.has_ready(crew)
+    }
+
+    /// Whether jobs may still come.
+    #[must_use]
+    pub fn gives_work(&self, crew: usize) -> bool {
+        self.shared.state().gives_work(crew)
+    }
+
+    /// A thread of a crew waits no more: it has been woken, or it has gone. Answers whether more may come.
+    pub fn stop_waiting(&self, crew: usize, parker: &Arc<Parker>) {
+        let mut state = self.shared.state();
+        state.registry.stop_waiting(crew, parker, Instant::now());
+        if state.registry.gives_back_at().is_some() {
+            self.shared.nudge(&mut state);
+        }
+    }
+
+    /// No job is claimed any more for a crew; what is claimed and not taken goes back. `dismiss`: its threads that wait are
+    /// sent away.
+    pub fn be_quiet(&self, crew: usize, dismiss: bool) {
+        let mut state = self.shared.state();
+        state.registry.be_quiet(crew);
+        if dismiss {
+            state.registry.dismiss(crew);
+        }
+        self.shared.nudge(&mut state);
+    }
+
+    /// A class is marked though its payloads do not say so. Answers where to wait until Redis has been told, if it has not.
+    #[must_use]
+    pub fn mark(&self, class: String) -> Option<Arc<Parker>> {
+        let mut state = self.shared.state();
+        let parker = state.registry.mark(class);
+        self.shared.nudge(&mut state);
+        parker
     }
 
     /// Whether the job is recorded and may run; else, when that is soon to be expected, where to wait for it.
@@ -136,7 +232,7 @@ impl Engine {
     /// The job's thread has gone without an ack.
     pub fn release(&self, handle: Handle) {
         let mut state = self.shared.state();
-        state.registry.release(handle);
+        state.registry.release(handle, Instant::now());
         self.shared.nudge(&mut state);
     }
 
@@ -189,6 +285,10 @@ impl Engine {
         match state.phase {
             Phase::Running | Phase::Leaving => {
                 state.phase = Phase::Leaving;
+                for crew in 0..state.registry.crews().len() {
+                    state.registry.be_quiet(crew);
+                    state.registry.dismiss(crew);
+                }
                 state.ended.push(parker.clone());
             }
             Phase::Left | Phase::Stopped => parker.unpark(),

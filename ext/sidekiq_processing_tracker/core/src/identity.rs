@@ -32,6 +32,14 @@ pub(crate) fn jitter() -> f64 {
     })
 }
 
+/// The seed of a generator for what need not be secret.
+///
+/// # Errors
+/// `Error::Internal` when the operating system gives no random bytes.
+pub(crate) fn seed() -> Result<u64> {
+    Ok(u64::from_le_bytes(random()?))
+}
+
 fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes)

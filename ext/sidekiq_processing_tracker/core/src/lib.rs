@@ -5,6 +5,7 @@
 mod claims;
 pub mod clock;
 mod control;
+pub mod crew;
 pub mod dead_set;
 pub mod decision;
 pub mod engine;
@@ -24,6 +25,7 @@ pub mod scripts;
 pub mod settings;
 mod shared;
 pub mod threads;
+mod wake;
 pub mod watch;
 
 pub use error::{Error, Result};

@@ -126,6 +126,23 @@ impl Link {
         }
     }
 
+    /// Sends commands in one go. An error that the server sends stands in its place among the answers.
+    ///
+    /// # Errors
+    /// `Error::Connection`; the connection is gone then.
+    pub fn pipeline(&mut self, commands: &redis::Pipeline) -> Result<Vec<redis::RedisResult<Value>>> {
+        self.connect()?;
+        let count = commands.len();
+        let answers = match &mut self.connection {
+            Some(connection) => connection.req_packed_commands(&commands.get_packed_pipeline(), 0, count),
+            None => return Err(Error::Internal("connected, but no connection".into())),
+        };
+        if answers.is_err() {
+            self.connection = None;
+        }
+        Ok(answers?.into_iter().map(Value::extract_error).collect())
+    }
+
     fn settle(&mut self, answer: redis::RedisResult<Value>) -> Result<Value> {
         if answer.is_err() {
             self.connection = None;
@@ -191,6 +208,12 @@ impl Call {
 
     /// Adds a key, unless it is there, and as an argument its index in KEYS.
     pub fn key(&mut self, key: Vec<u8>) -> &mut Self {
+        let index = self.index_of(key);
+        self.count(index)
+    }
+
+    /// Adds a key, unless it is there. Answers its index in KEYS.
+    pub fn index_of(&mut self, key: Vec<u8>) -> usize {
         let index = match self.keys.iter().position(|other| *other == key) {
             Some(index) => index,
             None => {
@@ -198,7 +221,7 @@ impl Call {
                 self.keys.len() - 1
             }
         };
-        self.count(index + 1)
+        index + 1
     }
 
     /// Adds keys beside each other, and as an argument the index in KEYS of the first.
@@ -218,7 +241,11 @@ impl Call {
     }
 }
 
-fn open(target: &Target, timeout: Duration) -> Result<Connection> {
+/// Connects, however long name servers and the system take for it.
+///
+/// # Errors
+/// `Error::Connection`; `Error::Refused`.
+pub(crate) fn open(target: &Target, timeout: Duration) -> Result<Connection> {
     let address = match &target.address {
         Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
         Address::Tcp(host, port) => ConnectionAddr::Tcp(host.clone(), *port),

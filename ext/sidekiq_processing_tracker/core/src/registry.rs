@@ -2,13 +2,16 @@
 //!
 //! Each job has a handle, which it keeps for as long as it runs here, whatever becomes of its record in Redis.
 
+use crate::crew::{Crew, Plan};
 use crate::entry::Token;
 use crate::events::LostJob;
 use crate::parker::Parker;
+use crate::payload;
+use crate::recovery::Dropped;
 use crate::scripts::{Done, Requeue, Turn};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A job of this process.
 pub type Handle = u64;
@@ -17,6 +20,8 @@ pub type Handle = u64;
 const BATCH: usize = 500;
 /// How many bytes of payloads one turn carries, at least one payload.
 const BATCH_BYTES: usize = 1 << 20;
+/// Payloads up to so many bytes are popped many at once: as many as there are threads make no large answer.
+const SMALL: usize = 16 << 10;
 
 #[derive(Debug)]
 struct Job {
@@ -25,6 +30,8 @@ struct Job {
     record: Record,
     fate: Fate,
     waiter: Option<Arc<Parker>>,
+    /// Ruby has it. A claimed job that no thread has taken yet has not begun.
+    taken: bool,
 }
 
 /// How a job stands in Redis.
@@ -73,11 +80,33 @@ pub enum Requeueing {
     Unrecorded,
 }
 
+/// A job that was claimed for a thread and is now its own.
+#[derive(Debug, Clone)]
+pub struct Taken {
+    /// What to call it.
+    pub handle: Handle,
+    /// The name of its queue.
+    pub queue: Vec<u8>,
+    /// The job.
+    pub payload: Arc<[u8]>,
+}
+
 /// The jobs of this process.
 #[derive(Debug, Default)]
 pub struct Registry {
     jobs: HashMap<Handle, Job>,
     next: Handle,
+    crews: Vec<Crew>,
+    dice: Option<fastrand::Rng>,
+    /// Redis keeps counters of jobs that were orphaned before, which an ack clears.
+    counted: bool,
+    /// The counters to clear with the next turn.
+    counters: Vec<String>,
+    /// The largest payload of late, in bytes.
+    largest: usize,
+    /// Records of jobs whose threads have gone without an ack: when each is to be settled, and whether it has waited for that.
+    /// `None` for one that is being settled.
+    dropped: HashMap<Token, Option<(Instant, bool)>>,
     /// Those whose records are not sent yet, in the order in which they came.
     waiting: BTreeSet<Handle>,
     acks: Vec<Token>,
@@ -85,6 +114,8 @@ pub struct Registry {
     requeues: Vec<(Requeue, Option<Arc<Parker>>)>,
     marks: Vec<String>,
     marked: BTreeSet<String>,
+    /// Who waits for the marks that are not sent yet.
+    mark_waiters: Vec<Arc<Parker>>,
     calls: u64,
     outstanding: Option<Outstanding>,
 }
@@ -94,6 +125,9 @@ struct Outstanding {
     turn: Arc<Turn>,
     records: Vec<Handle>,
     requeues: Vec<Option<Arc<Parker>>>,
+    marks: Vec<Arc<Parker>>,
+    /// Which crew each claim is for.
+    claims: Vec<usize>,
 }
 
 /// What came out of an answered turn that somebody should know of.
@@ -103,6 +137,10 @@ pub struct Remarks {
     pub stuck: Vec<Vec<u8>>,
     /// Queues that nothing can be taken from, for the same reason.
     pub refused: Vec<Vec<u8>>,
+    /// How many jobs were asked for, and how many there were.
+    pub asked: usize,
+    /// See `asked`.
+    pub claimed: usize,
 }
 
 impl Job {
@@ -127,6 +165,7 @@ impl Registry {
                 record: Record::Waiting,
                 fate: Fate::Running,
                 waiter: None,
+                taken: true,
             },
         );
         self.waiting.insert(self.next);
@@ -136,6 +175,152 @@ impl Registry {
             }
         }
         self.next
+    }
+
+    /// Threads that take from these queues will come. Answers what to call them.
+    pub fn add_crew(&mut self, plan: Plan, seed: u64) -> usize {
+        self.dice.get_or_insert_with(|| fastrand::Rng::with_seed(seed));
+        self.crews.push(Crew::new(plan));
+        self.crews.len() - 1
+    }
+
+    /// The crews.
+    #[must_use]
+    pub fn crews(&self) -> &[Crew] {
+        &self.crews
+    }
+
+    /// Takes a job that was claimed for this crew.
+    pub fn take(&mut self, crew: usize, now: Instant) -> Option<Taken> {
+        let handle = self.crews.get_mut(crew)?.take(now)?;
+        let job = self.jobs.get_mut(&handle)?;
+        job.taken = true;
+        Some(Taken {
+            handle,
+            queue: job.queue.clone(),
+            payload: job.payload.clone(),
+        })
+    }
+
+    /// Whether there is a job to take.
+    #[must_use]
+    pub fn has_ready(&self, crew: usize) -> bool {
+        self.crews.get(crew).is_some_and(Crew::has_ready)
+    }
+
+    /// Sends the threads of this crew away.
+    pub fn dismiss(&mut self, crew: usize) {
+        for parker in self.crews.get_mut(crew).map(Crew::dismiss).unwrap_or_default() {
+            parker.unpark();
+        }
+    }
+
+    /// A thread of this crew waits for a job.
+    pub fn wait(&mut self, crew: usize, parker: Arc<Parker>) {
+        if let Some(crew) = self.crews.get_mut(crew) {
+            crew.wait(parker);
+        }
+    }
+
+    /// A thread of this crew waits no more.
+    pub fn stop_waiting(&mut self, crew: usize, parker: &Arc<Parker>, now: Instant) {
+        if let Some(crew) = self.crews.get_mut(crew) {
+            crew.stop_waiting(parker, now);
+        }
+    }
+
+    /// Claims no job any more for this crew. What is claimed and not taken goes back.
+    pub fn be_quiet(&mut self, crew: usize) {
+        let ready = self.crews.get_mut(crew).map(Crew::be_quiet).unwrap_or_default();
+        self.put_ready_back(ready);
+    }
+
+    /// Jobs that are claimed and that nobody waits for go back, if they have lain there for too long.
+    pub fn give_back(&mut self, now: Instant) {
+        let surplus: Vec<Handle> = self.crews.iter_mut().flat_map(|crew| crew.give_back(now)).collect();
+        self.put_ready_back(surplus);
+    }
+
+    /// When `give_back` is to be called.
+    #[must_use]
+    pub fn gives_back_at(&self) -> Option<Instant> {
+        self.crews.iter().filter_map(Crew::gives_back_at).min()
+    }
+
+    fn put_ready_back(&mut self, handles: Vec<Handle>) {
+        for handle in handles {
+            if let Some(Job {
+                record: Record::Kept(token),
+                ..
+            }) = self.jobs.remove(&handle)
+            {
+                self.requeues.push((Requeue::Recorded(token), None));
+            }
+        }
+    }
+
+    /// Whether threads wait for jobs that should be claimed at once.
+    #[must_use]
+    pub fn is_hungry(&self) -> bool {
+        self.crews.iter().any(Crew::is_hungry)
+    }
+
+    /// The crews whose threads wait for something to come into empty queues.
+    pub fn idle_crews(&self) -> impl Iterator<Item = &Crew> {
+        self.crews.iter().filter(|crew| crew.is_idle())
+    }
+
+    /// There may be jobs in queues that were found empty.
+    pub fn hope(&mut self) {
+        for crew in &mut self.crews {
+            crew.dry = false;
+        }
+    }
+
+    /// A class is marked though its payloads do not say so. Where that is news to Redis, a parker that is done when
+    /// it has been told.
+    pub fn mark(&mut self, class: String) -> Option<Arc<Parker>> {
+        if self.marked.insert(class.clone()) {
+            self.marks.push(class);
+        } else if self.marks.is_empty() && self.outstanding.as_ref().is_none_or(|turn| turn.marks.is_empty()) {
+            return None;
+        }
+        let parker = Parker::new();
+        self.mark_waiters.push(parker.clone());
+        Some(parker)
+    }
+
+    /// The jobs whose threads have gone without an ack and that are to be settled now.
+    pub fn settle_dropped(&mut self, now: Instant) -> Vec<Dropped> {
+        let mut due = Vec::new();
+        for (token, at) in &mut self.dropped {
+            if let Some((_, waited)) = at.take_if(|(at, _)| *at <= now) {
+                due.push(Dropped {
+                    token: token.clone(),
+                    ran: true,
+                    waited,
+                });
+            }
+        }
+        due
+    }
+
+    /// When `settle_dropped` is to be called.
+    #[must_use]
+    pub fn settles_at(&self) -> Option<Instant> {
+        self.dropped.values().flatten().map(|(at, _)| *at).min()
+    }
+
+    /// Those that were to be settled are, but for these, which have to wait.
+    pub fn settled(&mut self, waiting: Vec<(Token, Duration)>, now: Instant) {
+        self.dropped.retain(|_, at| at.is_some());
+        for (token, wait) in waiting {
+            self.dropped.insert(token, Some((now + wait, true)));
+        }
+    }
+
+    fn drop_record(&mut self, token: Token, now: Instant) {
+        self.dropped.insert(token, Some((now, false)));
     }
 
     /// How a job stands in Redis.
@@ -162,21 +347,37 @@ impl Registry {
             Record::Sent => job.end(Fate::Acked),
             Record::Kept(token) => {
                 let token = token.clone();
-                self.jobs.remove(&handle);
+                self.jobs
+                    .remove(&handle)
+                    .into_iter()
+                    .for_each(|job| self.clear_counter(&job));
                 self.queue_ack(token, now);
             }
             Record::Waiting | Record::Lost => self.forget(handle),
         }
     }
 
-    /// The job's thread has gone without an ack. A record is left to the sweep, which finds that nobody holds it; a job
-    /// without one is put back at once.
-    pub fn release(&mut self, handle: Handle) {
+    /// A job that was orphaned before has come to its end: it is innocent.
+    fn clear_counter(&mut self, job: &Job) {
+        if self.counted {
+            let facts = payload::read(&job.payload);
+            self.counters.push(payload::counted_as(&facts, &job.payload));
+        }
+    }
+
+    /// The job's thread has gone without an ack. What is recorded is an orphan in a living process, and is settled like
+    /// any other; a job without a record is put back at once.
+    pub fn release(&mut self, handle: Handle, now: Instant) {
         let Some(job) = self.jobs.get_mut(&handle) else { return };
         match &job.record {
             Record::Sent => job.end(Fate::Released),
             Record::Waiting => self.put_back(handle),
-            Record::Kept(_) | Record::Lost => self.forget(handle),
+            Record::Kept(token) => {
+                let token = token.clone();
+                self.drop_record(token, now);
+                self.forget(handle);
+            }
+            Record::Lost => self.forget(handle),
         }
     }
 
@@ -270,7 +471,7 @@ impl Registry {
     /// Whether something waits that a thread waits for.
     #[must_use]
     pub fn is_urgent(&self) -> bool {
-        !self.requeues.is_empty() || !self.waiting.is_empty()
+        !self.requeues.is_empty() || !self.waiting.is_empty() || !self.marks.is_empty() || self.is_hungry()
     }
 
     /// Whether a turn waits for its answer.
@@ -294,6 +495,7 @@ impl Registry {
         let mut turn = Turn {
             call: self.calls,
             acks: split(&mut self.acks, BATCH),
+            counters: split(&mut self.counters, BATCH),
             marks: std::mem::take(&mut self.marks),
             ..Turn::default()
         };
@@ -320,24 +522,91 @@ impl Registry {
             records.push(handle);
         }
         self.waiting = later;
+        let claims = self.claim(&mut turn);
         let turn = Arc::new(turn);
         self.outstanding = Some(Outstanding {
             turn: turn.clone(),
             records,
             requeues,
+            marks: std::mem::take(&mut self.mark_waiters),
+            claims,
         });
         turn
+    }
+
+    /// A job for each thread that waits, never more: what is claimed here cannot be claimed by a process that has time.
+    fn claim(&mut self, turn: &mut Turn) -> Vec<usize> {
+        let mut claims = Vec::new();
+        let Some(dice) = self.dice.as_mut() else {
+            return claims;
+        };
+        turn.bulk = self.largest <= SMALL;
+        for (number, crew) in self.crews.iter_mut().enumerate().filter(|(_, crew)| !crew.dry) {
+            let wanted = crew.wanted().min(BATCH - claims.len());
+            turn.claims.extend(crew.plan.claims(wanted, dice));
+            crew.claimed += wanted;
+            claims.resize(claims.len() + wanted, number);
+        }
+        claims
+    }
+
+    /// What was claimed. A crew that got less than it asked for knows that its queues are empty, unless the answer was cut.
+    fn claimed(&mut self, claims: &[usize], records: usize, claimed: Vec<(Token, Vec<u8>)>, now: Instant) {
+        for number in claims {
+            self.crews[*number].claimed -= 1;
+        }
+        let mut bytes = 0;
+        let mut missing: Vec<usize> = vec![0; self.crews.len()];
+        claims.iter().for_each(|number| missing[*number] += 1);
+        let mut back = Vec::new();
+        for (token, payload) in claimed {
+            bytes += payload.len();
+            self.largest = self.largest.max(payload.len());
+            let place = usize::try_from(token.index())
+                .ok()
+                .and_then(|index| index.checked_sub(records + 1));
+            self.next += 1;
+            let job = Job {
+                queue: token.queue().to_vec(),
+                payload: payload.into(),
+                record: Record::Kept(token),
+                fate: Fate::Running,
+                waiter: None,
+                taken: false,
+            };
+            self.jobs.insert(self.next, job);
+            match place.and_then(|place| claims.get(place)) {
+                Some(number) if !self.crews[*number].is_quiet() => {
+                    missing[*number] = missing[*number].saturating_sub(1);
+                    self.crews[*number].add(self.next);
+                }
+                _ => back.push(self.next),
+            }
+        }
+        self.largest -= self.largest / 64;
+        self.put_ready_back(back.into_iter().rev().collect());
+        for (crew, missing) in self.crews.iter_mut().zip(missing) {
+            crew.dry |= missing > 0 && bytes < BATCH_BYTES;
+            crew.wake();
+            crew.weigh(now);
+        }
     }
 
     /// The outstanding turn is done.
     pub fn answered(&mut self, done: Done, now: Instant) -> Remarks {
         let mut remarks = Remarks {
             refused: done.refused,
+            claimed: done.claimed.len(),
             ..Remarks::default()
         };
+        self.counted = done.counted;
         let Some(outstanding) = self.outstanding.take() else {
             return remarks;
         };
+        remarks.asked = outstanding.claims.len();
+        outstanding.marks.iter().for_each(|parker| parker.unpark());
+        let records = outstanding.records.len();
+        self.claimed(&outstanding.claims, records, done.claimed, now);
         for (position, waiter) in outstanding.requeues.into_iter().enumerate() {
             if done.undone.contains(&position) {
                 remarks.stuck.push(match &outstanding.turn.requeues[position] {
@@ -371,11 +640,15 @@ impl Registry {
         match job.fate.clone() {
             Fate::Running => job.record = Record::Kept(token),
             Fate::Acked => {
-                self.jobs.remove(&handle);
+                self.jobs
+                    .remove(&handle)
+                    .into_iter()
+                    .for_each(|job| self.clear_counter(&job));
                 self.queue_ack(token, now);
             }
             Fate::Released => {
                 self.jobs.remove(&handle);
+                self.drop_record(token, now);
             }
             Fate::PutBack => {
                 self.jobs.remove(&handle);
@@ -413,6 +686,15 @@ impl Registry {
     pub fn lose(&mut self) -> Vec<LostJob> {
         self.acks.clear();
         self.oldest_ack = None;
+        self.counters.clear();
+        self.dropped.clear();
+        for handle in self.crews.iter_mut().flat_map(Crew::clear).collect::<Vec<_>>() {
+            self.jobs.remove(&handle);
+        }
+        for crew in &mut self.crews {
+            crew.claimed = 0;
+            crew.dry = false;
+        }
         let mut kept = Vec::new();
         for (requeue, waiter) in std::mem::take(&mut self.requeues) {
             self.after_loss(requeue, waiter, &mut kept);
@@ -424,6 +706,7 @@ impl Registry {
             for handle in outstanding.records {
                 self.unrecorded(handle);
             }
+            self.mark_waiters.extend(outstanding.marks);
         }
         // Not instead of what is there by now: a job whose thread has gone while its record was on its way.
         kept.append(&mut self.requeues);
@@ -466,7 +749,7 @@ impl Registry {
             return;
         }
         let found: HashSet<Token> = fields.into_iter().filter_map(Token::read).collect();
-        let mut held: HashSet<&Token> = self.acks.iter().collect();
+        let mut held: HashSet<&Token> = self.acks.iter().chain(self.dropped.keys()).collect();
         held.extend(self.requeues.iter().filter_map(|(requeue, _)| match requeue {
             Requeue::Recorded(token) => Some(token),
             Requeue::Unrecorded { .. } => None,
@@ -501,6 +784,7 @@ impl Registry {
                 held.push(token);
             }
         }
+        held.extend(self.dropped.drain().map(|(token, _)| token));
         held.sort_by_key(|token| std::cmp::Reverse(token.order()));
         self.oldest_ack = None;
         (std::mem::take(&mut self.acks), held)
@@ -519,6 +803,9 @@ impl Registry {
     /// The parkers of all who wait, so that they can be sent away.
     pub fn waiters(&mut self) -> Vec<Arc<Parker>> {
         let mut waiters = self.record_waiters();
+        waiters.append(&mut self.mark_waiters);
+        waiters.extend(self.outstanding.iter_mut().flat_map(|turn| turn.marks.drain(..)));
+        waiters.extend(self.crews.iter_mut().flat_map(Crew::dismiss));
         for job in self.jobs.values() {
             if let Fate::Requeued(parker) = &job.fate {
                 waiters.push(parker.clone());

@@ -164,8 +164,22 @@ pub struct Turn {
     pub marks: Vec<String>,
     /// Jobs that another fetcher has popped, queue and payload.
     pub records: Vec<(Vec<u8>, Arc<[u8]>)>,
-    /// For each waiting thread the queues it takes from, in its order.
-    pub claims: Vec<Vec<Vec<u8>>>,
+    /// Jobs that threads wait for.
+    pub claims: Vec<Claim>,
+    /// Payloads are known to be small, so that many may be claimed at once.
+    pub bulk: bool,
+    /// The names of the counters of jobs that are done (`Keys::recoveries`).
+    pub counters: Vec<String>,
+}
+
+/// Jobs that are wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// For how many threads.
+    pub threads: usize,
+    /// One order of queues for all threads, or one for each: a thread gets a job of the first queue that has one. All
+    /// orders begin with the same queue.
+    pub orders: Vec<Vec<Arc<[u8]>>>,
 }
 
 /// The answer to a turn that was done.
@@ -179,6 +193,8 @@ pub struct Done {
     pub claimed: Vec<(Token, Vec<u8>)>,
     /// The queues that nothing can be taken from.
     pub refused: Vec<Vec<u8>>,
+    /// Whether there are jobs that were orphaned before: then an ack clears the job's counter.
+    pub counted: bool,
 }
 
 /// What became of a turn.
@@ -197,7 +213,12 @@ pub enum Turned {
 /// # Errors
 /// As for `register`.
 pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<Turned> {
-    let mut call = Call::new([keys.inflight(identity), keys.info(identity), keys::QUEUES.to_owned()]);
+    let mut call = Call::new([
+        keys.inflight(identity),
+        keys.info(identity),
+        keys::QUEUES.to_owned(),
+        keys.counted(),
+    ]);
     call.number(turn.call).count(turn.marks.len());
     for class in &turn.marks {
         call.arg(class.as_str());
@@ -205,6 +226,10 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
     call.count(turn.acks.len());
     for token in &turn.acks {
         call.arg(token.as_bytes());
+    }
+    call.count(turn.counters.len());
+    for name in &turn.counters {
+        call.key(keys.recoveries(name).into_bytes());
     }
     call.count(turn.requeues.len());
     for requeue in &turn.requeues {
@@ -222,11 +247,15 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
     for (queue, payload) in &turn.records {
         call.arg(&queue[..]).arg(&payload[..]);
     }
-    call.count(turn.claims.len());
-    for queues in &turn.claims {
-        call.count(queues.len());
-        for queue in queues {
-            call.key(keys::queue(queue)).arg(&queue[..]);
+    call.number(u8::from(turn.bulk)).count(turn.claims.len());
+    for claim in &turn.claims {
+        call.count(claim.threads).count(claim.orders.len());
+        for order in &claim.orders {
+            let indexes: Vec<String> = order
+                .iter()
+                .map(|queue| call.index_of(keys::queue(queue)).to_string())
+                .collect();
+            call.arg(indexes.join(" "));
         }
     }
 
@@ -253,6 +282,7 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
     for queue in answer.list()?.rest() {
         done.refused.push(bytes("turn", queue)?);
     }
+    done.counted = answer.number()? == 1;
     Ok(Turned::Done(done))
 }
 

@@ -64,6 +64,8 @@ pub struct Settings {
     pub redis: Target,
     /// What the instance tells about itself.
     pub info: Vec<(String, String)>,
+    /// Look for work from time to time, rather than be told of it by Redis.
+    pub polls: bool,
     /// Whose fetch takes the jobs.
     pub fetch: Fetch,
     /// What is to become of orphans.

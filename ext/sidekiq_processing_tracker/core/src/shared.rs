@@ -25,6 +25,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     pub claims_wake: Condvar,
     pub control_wake: Condvar,
+    pub alarm_wake: Condvar,
     warned: Mutex<HashSet<String>>,
 }
 
@@ -46,6 +47,12 @@ pub(crate) struct State {
     pub ride: bool,
     /// The claims thread waits for something to do.
     pub claims_idle: bool,
+    /// The id of the connection that is told of changes in queues, while there is one.
+    pub told: Option<i64>,
+    /// It was told of one.
+    pub alarm: bool,
+    /// How many instances there are, as far as this one knows.
+    pub instances: u64,
     pub phase: Phase,
     pub left_cleanly: bool,
     /// What was lost with the identity before, to be told with the next one.
@@ -124,6 +131,11 @@ impl State {
         }
     }
 
+    /// Whether jobs may still come for a crew.
+    pub fn gives_work(&self, crew: usize) -> bool {
+        self.phase == Phase::Running && self.registry.crews().get(crew).is_some_and(|crew| !crew.dismissed)
+    }
+
     pub fn is_claims_down(&self) -> bool {
         self.health.claims_down
     }
@@ -148,6 +160,9 @@ impl Shared {
                 beat_waiters: Vec::new(),
                 ride: false,
                 claims_idle: false,
+                told: None,
+                alarm: false,
+                instances: 1,
                 phase: Phase::Running,
                 left_cleanly: false,
                 lost: None,
@@ -156,6 +171,7 @@ impl Shared {
             }),
             claims_wake: Condvar::new(),
             control_wake: Condvar::new(),
+            alarm_wake: Condvar::new(),
             warned: Mutex::default(),
             settings,
         })
@@ -178,6 +194,7 @@ impl Shared {
         self.works(&mut state, Side::Control);
         drop(state);
         self.claims_wake.notify_all();
+        self.alarm_wake.notify_all();
         if let Some((old, jobs)) = lost {
             self.events.push(Event::LeaseLost {
                 identity: old,
@@ -208,6 +225,9 @@ impl Shared {
         state.beat_answered(sent);
         state.pace = beat.pace;
         state.ride = false;
+        if let Some((instances, _)) = beat.seen {
+            state.instances = instances;
+        }
         self.works(&mut state, side);
         beat.seen.as_ref().and_then(|(_, due)| due.clone())
     }
@@ -309,6 +329,7 @@ impl Shared {
     pub fn wake_all(&self, state: &mut State) {
         self.claims_wake.notify_all();
         self.control_wake.notify_all();
+        self.alarm_wake.notify_all();
         state.wake_beat_waiters();
         for parker in state.registry.waiters().into_iter().chain(state.ended.drain(..)) {
             parker.unpark();

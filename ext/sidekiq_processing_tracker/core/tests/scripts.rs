@@ -13,7 +13,7 @@ use processing_tracker_core::keys::Keys;
 use processing_tracker_core::link::Link;
 use processing_tracker_core::payload;
 use processing_tracker_core::scripts::{
-    self, Beat, Done, Fenced, Orphan, Outcome, Reaped, Requeue, Settled, Settlement, Turn, Turned,
+    self, Beat, Claim, Done, Fenced, Orphan, Outcome, Reaped, Requeue, Settled, Settlement, Turn, Turned,
 };
 use processing_tracker_core::settings::{Pace, Policy};
 use processing_tracker_core::{Error, Result};
@@ -274,9 +274,9 @@ fn record(queue: &str, payload: &[u8]) -> (Vec<u8>, std::sync::Arc<[u8]>) {
     (queue.into(), payload.into())
 }
 
-fn claims(queues: &[&str], threads: usize) -> Vec<Vec<Vec<u8>>> {
-    let order: Vec<Vec<u8>> = queues.iter().map(|queue| (*queue).into()).collect();
-    vec![order; threads]
+fn claims(queues: &[&str], threads: usize) -> Vec<Claim> {
+    let orders = vec![queues.iter().map(|queue| queue.as_bytes().into()).collect()];
+    vec![Claim { threads, orders }]
 }
 
 fn payloads(done: &Done) -> Vec<&[u8]> {
@@ -336,6 +336,8 @@ fn a_repeated_turn_reads_its_tokens_back_and_does_nothing() {
     bench.push("work", &[b"a", b"b", b"c", b"d"]);
     let held = bench.record("me", 1, "other", &[b"acked".to_vec(), b"requeued".to_vec()]);
     let turn = Turn {
+        counters: vec![],
+        bulk: false,
         call: 2,
         acks: vec![held[0].clone()],
         requeues: vec![
@@ -446,10 +448,9 @@ fn each_thread_claims_in_its_own_order() {
     let mut bench = Bench::with("me");
     bench.push("high", &[b"h1"]);
     bench.push("low", &[b"l1", b"l2", b"l3"]);
-    let both = |first: &str, second: &str| vec![first.as_bytes().to_vec(), second.as_bytes().to_vec()];
     let turn = Turn {
         call: 1,
-        claims: vec![both("low", "high"), both("high", "low"), both("high", "low"), vec![]],
+        claims: [claims(&["low", "high"], 1), claims(&["high", "low"], 2), claims(&[], 1)].concat(),
         ..Turn::default()
     };
     let done = bench.turn("me", &turn);
@@ -1203,6 +1204,8 @@ fn every_script_works_when_memory_is_full() {
     bench.set_seen_by(-500);
     assert!(matches!(bench.beat("me"), Fenced::Alive(_)));
     let turn = Turn {
+        counters: vec![],
+        bulk: false,
         call: 2,
         acks: held[..1].to_vec(),
         requeues: vec![
@@ -1286,6 +1289,8 @@ fn a_redis_that_refuses_writes_does_nothing_by_halves_and_its_clock_stands() {
 fn assert_all_refused(bench: &mut Bench, orphans: &[Token], held: &[Token], code: &str) {
     let before = bench.everything();
     let turn = Turn {
+        counters: vec![],
+        bulk: false,
         call: 2,
         acks: held[..1].to_vec(),
         requeues: vec![Requeue::Recorded(held[1].clone())],

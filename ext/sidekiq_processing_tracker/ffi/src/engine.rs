@@ -1,8 +1,13 @@
 //! `Native::Engine`: the engine of this process.
 
 use crate::{errors, events, gvl, settings};
-use magnus::{Error, IntoValue, RHash, RString, Ruby, Value};
+use magnus::{
+    encoding::{EncodingCapable, RbEncoding},
+    value::ReprValue,
+    Error, IntoValue, RArray, RHash, RString, Ruby, TryConvert, Value,
+};
 use processing_tracker_core as core;
+use processing_tracker_core::crew::Plan;
 use processing_tracker_core::engine::{Recorded, END_WITHIN};
 use processing_tracker_core::events::Next;
 use processing_tracker_core::registry::{Handle, Requeueing};
@@ -35,6 +40,87 @@ impl Engine {
     /// `#identity`: who this instance is; nil in a forked child.
     pub fn identity(ruby: &Ruby, this: &Self) -> Result<Option<String>, Error> {
         errors::guard(ruby, || Ok(this.mine().map(core::engine::Engine::identity)))
+    }
+
+    /// `#add_crew(queues, strict)`: threads will come that take jobs from these queues, in this order (strict), else in
+    /// an order drawn anew for each job, with the queues that are named more than once likelier to be first. Answers
+    /// the crew's number; nil in a forked child.
+    pub fn add_crew(ruby: &Ruby, this: &Self, queues: RArray, strict: bool) -> Result<Option<usize>, Error> {
+        errors::guard(ruby, || {
+            let Some(engine) = this.mine() else { return Ok(None) };
+            let mut names = Vec::new();
+            for queue in queues {
+                let queue = RString::try_convert(queue)?;
+                // SAFETY: the bytes are copied before anything of Ruby's can run that would change or free them.
+                names.push(unsafe { queue.as_slice().to_vec() });
+            }
+            engine
+                .add_crew(Plan::new(names, strict))
+                .map(Some)
+                .map_err(|error| errors::to_ruby(ruby, &error))
+        })
+    }
+
+    /// `#take(crew, encoding)`: a job that is claimed for the crew: its handle, its queue, its payload; nil when there is
+    /// none. The payload's encoding is the one that is named, and without a name UTF-8, or binary where it is not valid as such.
+    /// Never blocks.
+    pub fn take(ruby: &Ruby, this: &Self, crew: usize, encoding: Value) -> Result<Value, Error> {
+        errors::guard(ruby, || {
+            let Some(taken) = this.mine().and_then(|engine| engine.take(crew)) else {
+                return Ok(ruby.qnil().as_value());
+            };
+            let payload = ruby.str_from_slice(&taken.payload);
+            if !encoding.is_nil() {
+                payload.enc_associate(RbEncoding::try_convert(encoding)?)?;
+            } else if std::str::from_utf8(&taken.payload).is_ok() {
+                payload.enc_associate(ruby.utf8_encindex())?;
+            }
+            let job = ruby.ary_new_capa(3);
+            job.push(taken.handle)?;
+            job.push(events::text(ruby, &taken.queue)?)?;
+            job.push(payload)?;
+            Ok(job.as_value())
+        })
+    }
+
+    /// `#wait_for_work(crew, timeout_ms)`: waits until there may be a job to take, without the GVL. Whether it is worth
+    /// trying: false when the time is over, nil when no job will come any more.
+    pub fn wait_for_work(ruby: &Ruby, this: &Self, crew: usize, timeout_ms: u64) -> Result<Option<bool>, Error> {
+        errors::guard(ruby, || {
+            let Some(engine) = this.mine() else { return Ok(None) };
+            let deadline = after(timeout_ms);
+            while let Some(parker) = engine.wait_for_work(crew) {
+                let woken = gvl::wait_in(ruby, &parker, Some(deadline), gvl::LONG_SLICE);
+                engine.stop_waiting(crew, &parker);
+                if !woken? {
+                    return Ok(Some(false));
+                }
+            }
+            Ok(engine.gives_work(crew).then_some(true))
+        })
+    }
+
+    /// `#quiet(crew, dismiss)`: no job is claimed for the crew any more, and what is claimed and not taken goes back to its queue. With
+    /// `dismiss` the threads that wait are sent away, and no other waits from now on. Never blocks.
+    pub fn quiet(ruby: &Ruby, this: &Self, crew: usize, dismiss: bool) -> Result<(), Error> {
+        errors::guard(ruby, || {
+            if let Some(engine) = this.mine() {
+                engine.be_quiet(crew, dismiss);
+            }
+            Ok(())
+        })
+    }
+
+    /// `#mark(job_class, timeout_ms)`: jobs of this class are marked though their payloads do not say so. Waits without the
+    /// GVL until Redis knows it; whether it does.
+    pub fn mark(ruby: &Ruby, this: &Self, class: String, timeout_ms: u64) -> Result<bool, Error> {
+        errors::guard(ruby, || {
+            let Some(engine) = this.mine() else { return Ok(false) };
+            match engine.mark(class) {
+                Some(parker) => gvl::wait(ruby, &parker, Some(after(timeout_ms))),
+                None => Ok(true),
+            }
+        })
     }
 
     /// `#track(queue, payload, marked_class)`: a job begins; its handle, or nil in a forked child. Never blocks.

@@ -92,6 +92,9 @@ fn millis(duration: std::time::Duration) -> u64 {
 }
 
 /// Text as it came: its bytes may be no UTF-8.
+///
+/// # Errors
+/// What Ruby raises when it is out of memory.
 pub fn text(ruby: &Ruby, bytes: &[u8]) -> Result<RString, Error> {
     let string = ruby.str_from_slice(bytes);
     string.enc_associate(ruby.utf8_encindex())?;

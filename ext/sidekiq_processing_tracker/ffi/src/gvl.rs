@@ -10,6 +10,10 @@ use std::time::{Duration, Instant};
 /// The longest wait without a look at what Ruby wants of this thread.
 const SLICE: Duration = Duration::from_millis(250);
 
+/// The same for a wait that is none of the main thread's, in a process whose main thread waits in Ruby's own ways (as
+/// Sidekiq's does) and so gets the signals.
+pub const LONG_SLICE: Duration = Duration::from_secs(5);
+
 struct Wait<'a> {
     parker: &'a Parker,
     deadline: Option<Instant>,
@@ -23,13 +27,21 @@ struct Wait<'a> {
 /// Whatever another thread or a signal raises in this one (`Thread#raise`, `Thread#kill`, `Timeout`). An interrupt
 /// that raises nothing, or is masked with `Thread.handle_interrupt`, does not end the wait; a parker that is done wins over both.
 pub fn wait(ruby: &Ruby, parker: &Parker, deadline: Option<Instant>) -> Result<bool, Error> {
+    wait_in(ruby, parker, deadline, SLICE)
+}
+
+/// The same, with a look at what Ruby wants of this thread at least so often.
+///
+/// # Errors
+/// As for `wait`.
+pub fn wait_in(ruby: &Ruby, parker: &Parker, deadline: Option<Instant>, longest: Duration) -> Result<bool, Error> {
     loop {
         if parker.is_done() {
             return Ok(true);
         }
         // In slices: Ruby passes a signal on by a thread that has the GVL or by a helper, which it starts only where the
         // waiting thread is alone from the beginning. With neither, a SIGTERM would wait for the end of the wait.
-        let slice = Instant::now() + SLICE;
+        let slice = Instant::now() + longest;
         let mut wait = Wait {
             parker,
             deadline: Some(deadline.map_or(slice, |deadline| deadline.min(slice))),

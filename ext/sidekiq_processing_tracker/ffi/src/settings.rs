@@ -23,6 +23,7 @@ pub fn read(ruby: &Ruby, hash: RHash) -> Result<Settings, Error> {
         hold: millis(ruby, hash, "hold_ms")?,
         redis: target(ruby, fetch(ruby, hash, "redis")?)?,
         info,
+        polls: get(ruby, hash, "polls")?.unwrap_or(false),
         fetch: match get::<String>(ruby, hash, "fetch")?.as_deref() {
             Some("native") => Fetch::Native,
             _ => Fetch::Sidekiq,

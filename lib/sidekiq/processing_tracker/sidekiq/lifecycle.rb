@@ -21,21 +21,28 @@ module Sidekiq
           require "sidekiq/processor"
           ::Sidekiq::Launcher.prepend(self)
           ::Sidekiq::Processor.prepend(Processor)
-          config.server_middleware { |chain| Middleware.outermost(chain) }
         end
 
-        # Since 7.0 each capsule has a fetcher, made by whoever asks first: here that is one thread. 6.5 has one.
+        # Lets the engine fetch jobs, or record those that the app's own fetchers fetch.
         #
-        # @param config [Sidekiq::Config, Module]
-        # @return [Array<Object>]
-        def fetchers(config)
-          capsules(config)&.map(&:fetcher) || [config[:fetch]]
+        # @param sources [Array<Array(Object, JobSource)>] see {JobSource.all}
+        # @param native [Boolean]
+        # @param runtime [Runtime]
+        # @return [void]
+        def attach(sources, native, runtime)
+          warn_of_reliable_fetchers(sources.map(&:first)) unless native
+          sources.each do |fetcher, source|
+            next NativeFetch.attach(fetcher, runtime.engine, source) if native
+
+            NativeFetch.detach(fetcher)
+            Fetch.decorate(fetcher)
+          end
         end
 
-        # @param config [Sidekiq::Config, Module]
+        # @param fetchers [Array<Object>]
         # @return [void]
-        def warn_of_reliable_fetchers(config)
-          fetchers(config).map(&:class).uniq.select { |fetcher_class| Fetch.may_keep_jobs?(fetcher_class) }.each do |fetcher_class|
+        def warn_of_reliable_fetchers(fetchers)
+          fetchers.map(&:class).uniq.select { |fetcher_class| Fetch.may_keep_jobs?(fetcher_class) }.each do |fetcher_class|
             Log.write(:warn, "#{fetcher_class} may keep jobs of its own: after a kill -9 both it and the tracker bring them " \
               "back; see docs/operations.md")
           end
@@ -85,14 +92,25 @@ module Sidekiq
       # @raise [ConfigurationError] so that Sidekiq does not boot with settings that track nothing
       def run(...)
         running = false
+        sources = JobSource.all(config)
+        choice = FetchChoice.new(ProcessingTracker.fetch, sources.map(&:first))
         # In a forked child the launcher may have been its parent's.
-        @processing_tracker = Runtime.enter(Lifecycle.info(self)) unless @processing_tracker&.here?
-        Lifecycle.warn_of_reliable_fetchers(config)
-        Lifecycle.fetchers(config).each { |fetcher| Fetch.decorate(fetcher) }
-        Lifecycle.chains(config).each { |chain| Middleware.outermost(chain) }
+        @processing_tracker = Runtime.enter(Lifecycle.info(self), choice.native?) unless @processing_tracker&.here?
+        Log.write(*choice.line)
+        Lifecycle.attach(sources, choice.native?, @processing_tracker)
+        @processing_tracker_fetchers = sources.map(&:first)
+        Lifecycle.chains(config).each { |chain| choice.native? ? Middleware.absent(chain) : Middleware.outermost(chain) }
         super.tap { running = true }
       ensure
         leave_processing_tracker unless running || Lifecycle.busy?(self)
+      end
+
+      # Sidekiq takes no more jobs. None is claimed from here on, and its threads need not end their waits to see that.
+      def quiet(...)
+        NativeFetch.quiet(@processing_tracker_fetchers || [], false)
+        super
+      ensure
+        NativeFetch.quiet(@processing_tracker_fetchers || [], true)
       end
 
       # Returns when the drain is over, so only then nothing is left to track. When it raises, the processors may still

@@ -22,6 +22,14 @@ module Sidekiq
         def outermost(chain)
           chain.prepend(self) unless chain.entries.first&.klass == self
         end
+
+        # Takes this out of a chain: the native fetch needs none, and each entry costs every job some time.
+        #
+        # @param chain [Sidekiq::Middleware::Chain]
+        # @return [void]
+        def absent(chain)
+          chain.remove(self)
+        end
       end
 
       # @param instance [Object] the job's instance
@@ -46,36 +54,13 @@ module Sidekiq
         engine = Runtime.current&.engine
         return unless engine
 
-        marked = marked_by(instance, job)
+        marked = Mark.of(instance, job)
         return unless marked && unit.track(engine, (marked unless marked == true))
 
         :elsewhere unless unit.await_record
       rescue => error
         # An error of the tracker's own, whatever it is: the job runs.
         Log.failure("track a job", error)
-      end
-
-      # @return [true, String, nil] true where the payload says it or all jobs are tracked; the class where only that
-      #   says it. What the payload says beats the class, `"processing": false` too.
-      def marked_by(instance, job)
-        return true if ProcessingTracker.track == :all
-        return job[Worker::OPTION] == true || nil if job.key?(Worker::OPTION)
-
-        marking_class(instance.class, job["class"]) || marking_class(named(job["wrapped"]), job["wrapped"])
-      end
-
-      # @return [String, nil] the name as the payload has it, which is what recovery compares
-      def marking_class(job_class, name)
-        return unless job_class.respond_to?(:get_sidekiq_options)
-
-        name if job_class.get_sidekiq_options[Worker::OPTION] == true
-      end
-
-      # A class that cannot be found or loaded is for the job itself to report.
-      def named(class_name)
-        Object.const_get(class_name) if class_name.is_a?(String)
-      rescue StandardError, ScriptError
-        nil
       end
     end
   end

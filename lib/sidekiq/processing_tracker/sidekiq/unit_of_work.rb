@@ -27,9 +27,36 @@ module Sidekiq
         # The thread's and not the fiber's: a gem may run the processor's work in a fiber. {#runs?} tells the job from
         # others that it runs.
         #
-        # @return [UnitOfWork, nil] what this thread's processor is working on
+        # @return [UnitOfWork, ClaimedJob, nil] what this thread's processor is working on
         def current
           Thread.current.thread_variable_get(CURRENT)
+        end
+
+        # @param unit [UnitOfWork, ClaimedJob, nil] what this thread's processor has got to work on
+        def current=(unit)
+          Thread.current.thread_variable_set(CURRENT, unit)
+        end
+
+        # The thread is through with the unit. When nobody has settled it, its thread has gone without a word (an internal error,
+        # Thread#kill), and the engine settles the job.
+        #
+        # @param unit [UnitOfWork, ClaimedJob]
+        # @return [void]
+        def give_up(unit)
+          self.current = nil
+          unit.release
+        end
+
+        # Logs what became of jobs that were to go back.
+        #
+        # @param count [Integer] how many there were
+        # @param pending [Integer] how many Redis has not put back in time
+        # @return [void]
+        def report_requeue(count, pending)
+          Log.write(:info, "put #{count - pending} jobs back into their queues") if count > pending
+          return if pending.zero?
+
+          Log.write(:warn, "#{pending} jobs stay recorded: they come back when the lease has run out")
         end
 
         # Makes `unit` the current one while the block runs. When the block ends and nobody has settled the unit,
@@ -38,11 +65,10 @@ module Sidekiq
         # @param unit [UnitOfWork]
         # @return [Object] what the block returns
         def during(unit)
-          Thread.current.thread_variable_set(CURRENT, unit)
+          self.current = unit
           yield
         ensure
-          Thread.current.thread_variable_set(CURRENT, nil)
-          unit.release
+          give_up(unit)
         end
 
         # Puts units back into their queues, each once. What the tracker has recorded goes back by the tracker's script,
@@ -68,11 +94,7 @@ module Sidekiq
         def hand_back(units)
           answers = units.group_by(&:engine).map { |engine, group| requeue_by_script(engine, group) }
           unrecorded, pending = %w[unrecorded pending].map { |key| answers.flat_map { |answer| answer.fetch(key) } }
-          requeued = units.size - unrecorded.size - pending.size
-          Log.write(:info, "put #{requeued} jobs back into their queues") if requeued.positive?
-          if pending.any?
-            Log.write(:warn, "#{pending.size} jobs stay recorded: they come back when the lease has run out")
-          end
+          report_requeue(units.size - unrecorded.size, pending.size)
           unrecorded
         end
 

@@ -46,6 +46,7 @@ fn settings() -> Settings {
         info: vec![("hostname".into(), "child".into())],
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
+        polls: false,
     };
     for argument in std::env::args().skip(1) {
         let (key, value) = argument.split_once('=').expect("key=value");

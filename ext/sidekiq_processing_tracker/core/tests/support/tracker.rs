@@ -52,6 +52,7 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         info: vec![("hostname".into(), instance_id.into())],
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
+        polls: false,
     }
 }
 

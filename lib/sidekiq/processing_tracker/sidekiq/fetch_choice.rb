@@ -1,0 +1,79 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # Who fetches jobs: the engine (native), or the app's own fetcher (the tracker then records by middleware).
+    #
+    # Decided once, when Sidekiq starts. The native fetch stands aside for whatever else has its hand in fetching: what
+    # another gem does there would be lost without a word.
+    #
+    # @api private
+    class FetchChoice
+      # Methods of Sidekiq's fetch whose replacement means that somebody wants jobs to be fetched in another way.
+      METHODS = %i[retrieve_work queues_cmd bulk_requeue].freeze
+
+      private_constant :METHODS
+
+      # @param option [Symbol] what `config.fetch` says
+      # @param fetchers [Array<Object>] what Sidekiq would fetch with
+      def initialize(option, fetchers)
+        @option = option
+        @fetchers = fetchers
+      end
+
+      # @return [Boolean]
+      def native?
+        @option == :native || (@option == :auto && obstacles.empty?)
+      end
+
+      # @return [Array(Symbol, String)] level and text of the one line that says what was decided
+      def line
+        case [@option, native?]
+        when [:sidekiq, false] then [:info, "fetch: Sidekiq's (as configured); jobs are recorded by the middleware"]
+        when [:auto, false]
+          [:info, "fetch: stands aside, since #{obstacles.join(", and ")}; jobs are recorded by the middleware"]
+        else
+          return [:info, "fetch: native"] if obstacles.empty?
+
+          [:warn, "fetch: native, as configured, though #{obstacles.join(", and ")}: the native fetch replaces that"]
+        end
+      end
+
+      private
+
+      def obstacles
+        @obstacles ||= pro + @fetchers.map(&:class).uniq.filter_map { |fetcher_class| obstacle(fetcher_class) } +
+          extensions
+      end
+
+      def pro
+        defined?(::Sidekiq::Pro) ? ["Sidekiq Pro is loaded"] : []
+      end
+
+      def obstacle(fetcher_class)
+        stock = ::Sidekiq::BasicFetch
+        return "the app fetches with #{fetcher_class}" unless fetcher_class == stock
+
+        first = stock.ancestors.first
+        return "#{first} is put before Sidekiq's fetch" unless first == stock
+
+        changed = METHODS.find { |name| !own_method?(stock, name) }
+        "#{stock}##{changed} is not Sidekiq's own" if changed
+      end
+
+      # Somebody may have extended the very object. The tracker's own modules are there from a start before this one.
+      def extensions
+        foreign = @fetchers.flat_map { |fetcher| fetcher.singleton_class.included_modules - fetcher.class.included_modules }
+        (foreign.uniq - [Fetch, NativeFetch, ThrottledFetch]).map { |extension| "#{extension} extends Sidekiq's fetcher" }
+      end
+
+      def own_method?(fetcher_class, name)
+        fetcher_class.instance_method(name).source_location&.first == "#{sidekiqs_folder}/fetch.rb"
+      end
+
+      def sidekiqs_folder
+        ::Sidekiq.method(:load_json).source_location.first.delete_suffix(".rb")
+      end
+    end
+  end
+end

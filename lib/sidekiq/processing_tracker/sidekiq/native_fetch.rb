@@ -1,0 +1,117 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # Extends a capsule's fetcher, of whatever class, in place of its own way to get jobs: threads of the engine claim
+    # them, for all waiting processors at once, and record them in the same moment.
+    #
+    # The object stays the one that Sidekiq or the app has made, so this works whenever that was, and for a launcher that is
+    # started again.
+    #
+    # @api private
+    module NativeFetch
+      # How long a processor waits before it looks whether it is to end, as in Sidekiq's own fetch. Milliseconds.
+      TIMEOUT = 2_000
+      # How long it waits where no job will come any more. Seconds.
+      PAUSE = 0.1
+      # No interrupt may come between the engine's handing a job out and our holding it: nobody would ever ack it.
+      UNINTERRUPTED = {Object => :never}.freeze
+
+      private_constant :UNINTERRUPTED
+
+      class << self
+        # Makes a fetcher fetch from the engine.
+        #
+        # @param fetcher [Object]
+        # @param engine [Native::Engine]
+        # @param source [JobSource] what its capsule takes jobs from
+        # @return [void]
+        def attach(fetcher, engine, source)
+          fetcher.extend(self)
+          fetcher.extend(ThrottledFetch) if ThrottledFetch.needed?
+          fetcher.processing_tracker_attach(engine, source)
+        end
+
+        # Gives a fetcher back what it was.
+        #
+        # @param fetcher [Object]
+        # @return [void]
+        def detach(fetcher)
+          fetcher.processing_tracker_attach(nil, nil) if fetcher.is_a?(self)
+        end
+
+        # No job is claimed for these fetchers any more.
+        #
+        # @param fetchers [Array<Object>]
+        # @param dismiss [Boolean] see {#processing_tracker_quiet}
+        # @return [void]
+        def quiet(fetchers, dismiss)
+          fetchers.grep(self).each { |fetcher| fetcher.processing_tracker_quiet(dismiss) }
+        rescue => error
+          Log.failure("stop claiming jobs", error)
+        end
+      end
+
+      # @param engine [Native::Engine, nil] nil: the fetcher is its own again
+      # @param source [JobSource, nil]
+      # @return [void]
+      def processing_tracker_attach(engine, source)
+        @processing_tracker_engine = engine
+        @processing_tracker_source = source
+        @processing_tracker_crews = Hash.new do |crews, queues|
+          crews[queues] = engine.add_crew(queues, source.strict)
+        end
+        @processing_tracker_crew = engine && @processing_tracker_crews[source.queues]
+      end
+
+      # Claims no more jobs.
+      #
+      # @param dismiss [Boolean] whether processors that wait are to look at once whether they should end
+      # @return [void]
+      def processing_tracker_quiet(dismiss)
+        @processing_tracker_crews.each_value { |crew| @processing_tracker_engine.quiet(crew, dismiss) }
+      end
+
+      # @return [ClaimedJob, nil]
+      def retrieve_work
+        return super unless @processing_tracker_engine
+
+        claimed_job(@processing_tracker_crew)
+      end
+
+      # Sidekiq's time is up: puts back what its threads still run.
+      #
+      # @param jobs [Array<ClaimedJob>]
+      # @param options [Array] Sidekiq 6.5 passes its configuration
+      # @return [Object]
+      def bulk_requeue(jobs, *options)
+        claimed, others = jobs.partition { |job| job.is_a?(ClaimedJob) }
+        ClaimedJob.requeue(claimed) if claimed.any?
+        super(others, *options) unless @processing_tracker_engine && others.empty?
+      end
+
+      private
+
+      def claimed_job(crew)
+        job = take_claimed_job(crew)
+        return job if job
+
+        case @processing_tracker_engine.wait_for_work(crew, TIMEOUT)
+        when true then take_claimed_job(crew)
+        when nil then sleep(PAUSE) && nil
+        end
+      end
+
+      def take_claimed_job(crew)
+        Thread.handle_interrupt(UNINTERRUPTED) do
+          handle, queue_name, payload = @processing_tracker_engine.take(crew, @processing_tracker_source.encoding)
+          next unless handle
+
+          UnitOfWork.current = ClaimedJob.new(
+            @processing_tracker_engine, handle, queue_name, payload, @processing_tracker_source.config
+          )
+        end
+      end
+    end
+  end
+end
