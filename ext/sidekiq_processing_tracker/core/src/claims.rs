@@ -326,6 +326,7 @@ impl Claims {
 
     fn turn(&mut self, identity: &str, turn: &Turn) -> crate::Result<()> {
         failpoint::reach("before_turn");
+        let sent = Instant::now();
         let turned = scripts::turn(&mut self.link, &self.shared.keys, identity, turn)?;
         failpoint::reach("after_turn");
         match turned {
@@ -335,6 +336,7 @@ impl Claims {
                     if !state.is(identity) {
                         return Ok(());
                     }
+                    state.registry.turn_took(sent.elapsed());
                     (state.registry.answered(done, Instant::now()), state.instances)
                 };
                 self.weigh_claim(remarks.asked, remarks.claimed, instances);

@@ -102,6 +102,8 @@ pub struct Registry {
     counted: bool,
     /// The counters to clear with the next turn.
     counters: Vec<String>,
+    /// How long a turn takes, of late.
+    turn_takes: Duration,
     /// The largest payload of late, in bytes.
     largest: usize,
     /// Records of jobs whose threads have gone without an ack: when each is to be settled, and whether it has waited for that.
@@ -262,7 +264,7 @@ impl Registry {
     /// Whether threads wait for jobs that should be claimed at once.
     #[must_use]
     pub fn is_hungry(&self) -> bool {
-        self.crews.iter().any(Crew::is_hungry)
+        self.crews.iter().any(|crew| crew.is_hungry(self.turn_takes))
     }
 
     /// The crews whose threads wait for something to come into empty queues.
@@ -590,6 +592,11 @@ impl Registry {
             crew.wake();
             crew.weigh(now);
         }
+    }
+
+    /// A turn has taken so long to be answered.
+    pub fn turn_took(&mut self, time: Duration) {
+        self.turn_takes = (self.turn_takes * 7 + time) / 8;
     }
 
     /// The outstanding turn is done.
