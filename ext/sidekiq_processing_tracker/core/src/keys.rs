@@ -15,6 +15,9 @@ pub fn namespaced(namespace: &str, key: &str) -> String {
 /// Sidekiq's set of queue names.
 pub(crate) const QUEUES: &str = "queues";
 
+/// Sidekiq's set of dead jobs.
+pub(crate) const DEAD: &str = "dead";
+
 /// The key of a queue of Sidekiq's.
 pub(crate) fn queue(name: &[u8]) -> Vec<u8> {
     [b"queue:", name].concat()
@@ -27,6 +30,11 @@ impl Keys {
         Self {
             namespace: namespace.to_owned(),
         }
+    }
+
+    /// Any key below the namespace.
+    pub(crate) fn key(&self, key: &str) -> String {
+        namespaced(&self.namespace, key)
     }
 
     /// The lease clock.

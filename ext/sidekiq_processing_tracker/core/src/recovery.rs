@@ -6,6 +6,7 @@ use crate::events::Event;
 use crate::failpoint;
 use crate::identity;
 use crate::keys::Keys;
+use crate::legacy;
 use crate::link::Link;
 use crate::payload;
 use crate::scripts::{self, Orphan, Outcome, Reaped, Settlement};
@@ -38,6 +39,8 @@ pub struct Recovery {
     /// What is being settled, and the name of that call. It stays until the call was answered.
     piece: Option<(String, Vec<Orphan>)>,
     report: Report,
+    /// The recovery of an instance of the 1.0 gem, which goes another way.
+    legacy: Option<legacy::Recovery>,
 }
 
 /// What a recovery has done.
@@ -71,6 +74,7 @@ impl Recovery {
     #[must_use]
     pub fn new(from: Vec<u8>) -> Self {
         Self {
+            legacy: legacy::Recovery::of(&from),
             from,
             tokens: None,
             piece: None,
@@ -89,6 +93,9 @@ impl Recovery {
     /// # Errors
     /// As for every script.
     pub fn step(&mut self, link: &mut Link, reaper: &Reaper, tell: impl FnMut(Event)) -> Result<Progress> {
+        if let Some(legacy) = &mut self.legacy {
+            return legacy.step(link, reaper, tell);
+        }
         match (&self.tokens, &self.piece) {
             (None, _) => self.reap(link, reaper),
             (Some(_), None) => self.peek(link, reaper),
@@ -202,6 +209,9 @@ impl Report {
     /// What stays behind and needs a person, if anything does.
     #[must_use]
     pub fn leftovers(&self, keys: &Keys, from: &[u8]) -> Option<String> {
+        if let Some(instance) = legacy::instance(from) {
+            return legacy::leftovers(keys, instance, self);
+        }
         let from = &String::from_utf8_lossy(from);
         if self.overwritten {
             return Some(format!(

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 /// A script and its hash.
 pub struct Script {
-    source: &'static str,
-    hash: LazyLock<String>,
+    pub(crate) source: &'static str,
+    pub(crate) hash: LazyLock<String>,
 }
 
 impl Script {
@@ -29,6 +29,7 @@ impl Script {
     }
 }
 
+/// A script put together of files in `lua/`.
 macro_rules! script {
     ($name:ident, $($file:literal),+) => {
         static $name: Script = {
@@ -41,6 +42,8 @@ macro_rules! script {
     };
 }
 
+pub(crate) use script;
+
 script!(REGISTER, "clock", "register");
 script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
@@ -52,7 +55,8 @@ script!(LEAVE, "requeue", "leave");
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
 pub fn prepare() {
-    for script in [&REGISTER, &BEAT, &TURN, &REAP, &PEEK, &RECOVER, &LEAVE] {
+    let scripts = [&REGISTER, &BEAT, &TURN, &REAP, &PEEK, &RECOVER, &LEAVE];
+    for script in scripts.into_iter().chain(crate::legacy::SCRIPTS) {
         LazyLock::force(&script.hash);
     }
 }
@@ -517,13 +521,13 @@ pub fn is_alive(link: &mut Link, keys: &Keys, identity: &[u8]) -> Result<bool> {
 }
 
 /// A reply, taken apart from front to back.
-struct Answer {
+pub(crate) struct Answer {
     call: &'static str,
     values: std::vec::IntoIter<Value>,
 }
 
 impl Answer {
-    fn to(call: &'static str, value: Value) -> Result<Self> {
+    pub fn to(call: &'static str, value: Value) -> Result<Self> {
         match value {
             Value::Array(values) => Ok(Self {
                 call,
@@ -543,20 +547,20 @@ impl Answer {
             .ok_or_else(|| Error::protocol(self.call, "it is too short"))
     }
 
-    fn rest(self) -> std::vec::IntoIter<Value> {
+    pub fn rest(self) -> std::vec::IntoIter<Value> {
         self.values
     }
 
-    fn list(&mut self) -> Result<Self> {
+    pub fn list(&mut self) -> Result<Self> {
         Self::to(self.call, self.next()?)
     }
 
-    fn bytes(&mut self) -> Result<Vec<u8>> {
+    pub fn bytes(&mut self) -> Result<Vec<u8>> {
         let value = self.next()?;
         bytes(self.call, value)
     }
 
-    fn text(&mut self) -> Result<String> {
+    pub fn text(&mut self) -> Result<String> {
         let bytes = self.bytes()?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -587,7 +591,7 @@ impl Answer {
     }
 }
 
-fn bytes(call: &'static str, value: Value) -> Result<Vec<u8>> {
+pub(crate) fn bytes(call: &'static str, value: Value) -> Result<Vec<u8>> {
     match value {
         Value::BulkString(bytes) => Ok(bytes),
         Value::SimpleString(text) => Ok(text.into_bytes()),
@@ -595,7 +599,7 @@ fn bytes(call: &'static str, value: Value) -> Result<Vec<u8>> {
     }
 }
 
-fn whole(call: &'static str, value: Value) -> Result<u64> {
+pub(crate) fn whole(call: &'static str, value: Value) -> Result<u64> {
     match value {
         Value::Int(number) => u64::try_from(number).map_err(|_| Error::protocol(call, "a number is negative")),
         _ => Err(Error::protocol(call, "a number was expected")),
