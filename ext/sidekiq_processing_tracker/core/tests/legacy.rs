@@ -7,7 +7,6 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -366,23 +365,18 @@ fn lost_answers_and_late_copies_change_nothing() {
     for (i, payload) in jobs.iter().enumerate() {
         begin(&server, "old:1", format!("j{i}").as_bytes(), payload);
     }
-    let calls = Arc::new(AtomicU64::new(0));
     let proxy = Proxy::start(server.socket_path(), {
-        let calls = Arc::clone(&calls);
+        let (reaps, moves) = (AtomicU64::new(0), AtomicU64::new(0));
         move |request: &Request| {
-            let is_ours = [&lua::LEGACY_REAP, &lua::LEGACY_MOVE]
-                .into_iter()
-                .any(|script| lua::is_call(request, script));
-            if !is_ours {
-                return relay(request);
-            }
-            // Every other answer is lost, and of every call a copy comes late.
-            let call = calls.fetch_add(1, Ordering::SeqCst);
-            let action = if call % 2 == 0 {
-                Action::drop_reply()
+            let is_lost = if lua::is_call(request, &lua::LEGACY_REAP) {
+                reaps.fetch_add(1, Ordering::SeqCst) == 0
+            } else if lua::is_call(request, &lua::LEGACY_MOVE) {
+                moves.fetch_add(1, Ordering::SeqCst) % 2 == 0
             } else {
-                Action::pass()
+                return relay(request);
             };
+            // Of every call a copy comes late, whether its answer is lost or not.
+            let action = if is_lost { Action::drop_reply() } else { Action::pass() };
             action.and_copy(When::OnRelease)
         }
     });
