@@ -70,11 +70,12 @@ module Queues
     redis.call("ZSCORE", "#{namespace}:instances", identity)
   end
 
-  # @return [Array<Hash>] what was recovered, a job each: "from", "by", "jid", "class", "queue", "outcome"
+  # @return [Array<Hash>] what was recovered, a job each: "from", "by", "jid", "class", "queue", "outcome",
+  #   "reason", "recoveries", "lock"
   def journal(redis, namespace: "sidekiq_processing")
     redis.call("XRANGE", "#{namespace}:journal", "-", "+").flat_map do |_, fields|
       fields = fields.flatten
-      fields.drop(8).each_slice(8).map { |job| Hash[*fields.take(4), *job] }
+      fields.drop(8).each_slice(14).map { |job| Hash[*fields.take(4), *job] }
     end
   end
 

@@ -29,6 +29,8 @@ struct Control {
     /// The search for instances of the 1.0 gem.
     lookout: Lookout,
     search: Attempts,
+    /// When orphans are due that wait in a dead instance.
+    returns: Option<Instant>,
     /// How long a call for recovery takes at the worst; falls slowly.
     slowest: Duration,
     /// When the instance was registered last.
@@ -58,6 +60,7 @@ impl Control {
             look: false,
             lookout: Lookout::new(),
             search: Attempts::default(),
+            returns: None,
             slowest: Duration::ZERO,
             registered: None,
             gap: (None, Duration::ZERO),
@@ -109,7 +112,11 @@ impl Control {
                 if (now >= due || state.beat_now) && self.beat.is_due(now) {
                     return Task::Beat(state.identity.clone(), state.pace);
                 }
-                wake = Some(due.max(now));
+                wake = earlier(Some(due.max(now)), self.returns);
+                if self.returns.is_some_and(|at| now >= at) {
+                    self.returns = None;
+                    self.look = true;
+                }
                 if state.phase == Phase::Running && (self.recovery.is_some() || self.look) {
                     if self.recover.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
                         return Task::Recover(state.identity.clone(), state.pace);
@@ -150,7 +157,7 @@ impl Control {
     }
 
     fn register(&mut self) {
-        let (pace, mut info) = (self.shared.settings.pace(), self.shared.settings.info.clone());
+        let (pace, mut info) = (self.shared.settings.pace(), self.shared.settings.told());
         for class in self.shared.state().registry.marked() {
             info.push((format!("marked:{class}"), "1".into()));
         }
@@ -216,6 +223,7 @@ impl Control {
             by,
             pace,
             hold: self.shared.settings.hold,
+            policy: self.shared.settings.policy.clone(),
         };
         let began = Instant::now();
         let outcome = self.recover_piece(&reaper);
@@ -276,6 +284,13 @@ impl Control {
             }
             if let Some(leftovers) = report.leftovers(&reaper.keys, from) {
                 shared.warn_once(&String::from_utf8_lossy(from), leftovers);
+            }
+            if let Some(unsettled) = report.unsettled_locks(from) {
+                shared.warn_once(&format!("locks of {}", String::from_utf8_lossy(from)), unsettled);
+            }
+            if let Some(rest) = report.rest {
+                // The lease clock moves in twentieths of a step.
+                self.returns = earlier(self.returns, Some(Instant::now() + rest + reaper.pace.step / 10));
             }
             self.recovery = None;
             self.look = true;

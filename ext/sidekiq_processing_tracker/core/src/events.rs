@@ -1,5 +1,6 @@
 //! What native threads have to tell Ruby: one queue, read by one Ruby thread.
 
+use crate::decision::{End, Reason};
 use crate::parker::{lock, Parker};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -21,19 +22,8 @@ pub enum Event {
         /// Its `heartbeat_ttl`.
         ttl: Duration,
     },
-    /// An orphan is back in its queue.
-    Recovered {
-        /// The job's id.
-        jid: Option<String>,
-        /// Its class.
-        class: Option<String>,
-        /// Its queue.
-        queue: Vec<u8>,
-        /// The dead instance.
-        from: String,
-        /// The instance that put it back.
-        by: String,
-    },
+    /// An orphan is settled: it is back in its queue, or how else it ended.
+    Settled(Settled),
     /// Redis does not answer, or refuses.
     Outage {
         /// What went wrong first.
@@ -59,7 +49,33 @@ pub enum Event {
     Dropped(u64),
 }
 
-/// The queue. It holds so many events and drops what comes after: a Ruby that does not read must not fill the memory.
+/// An orphan that is settled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// How it ended.
+    pub end: End,
+    /// Why, where it is not back in its queue.
+    pub reason: Option<Reason>,
+    /// The job's id.
+    pub jid: Option<String>,
+    /// Its class.
+    pub class: Option<String>,
+    /// Its queue.
+    pub queue: Vec<u8>,
+    /// The dead instance.
+    pub from: String,
+    /// The instance that settled it.
+    pub by: String,
+    /// How often the job was orphaned, this time included. 0 where that was not counted.
+    pub recoveries: u64,
+    /// When, in ms since the epoch by Redis' clock.
+    pub at_ms: u64,
+    /// The job as it was in flight. `None` where too many events wait to be read.
+    pub payload: Option<Arc<[u8]>>,
+}
+
+/// The queue. It holds so many events, and so many bytes of payloads, and drops what comes after: a Ruby that does not read
+/// must not fill the memory.
 #[derive(Debug, Default)]
 pub struct Events {
     inner: Mutex<Inner>,
@@ -68,12 +84,15 @@ pub struct Events {
 #[derive(Debug, Default)]
 struct Inner {
     queue: VecDeque<Event>,
+    /// How many bytes of payloads wait.
+    payloads: usize,
     dropped: u64,
     closed: bool,
     reader: Option<Arc<Parker>>,
 }
 
 const MOST: usize = 10_000;
+const MOST_PAYLOADS: usize = 8 << 20;
 
 /// What a reader gets.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,6 +105,15 @@ pub enum Next {
     Closed,
 }
 
+impl Event {
+    fn payload_size(&self) -> usize {
+        match self {
+            Self::Settled(settled) => settled.payload.as_ref().map_or(0, |payload| payload.len()),
+            _ => 0,
+        }
+    }
+}
+
 impl PartialEq for Parker {
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
@@ -93,9 +121,15 @@ impl PartialEq for Parker {
 }
 
 impl Events {
-    pub(crate) fn push(&self, event: Event) {
+    pub(crate) fn push(&self, mut event: Event) {
         let mut inner = lock(&self.inner);
         if inner.queue.len() < MOST {
+            let bytes = inner.payloads + event.payload_size();
+            if bytes <= MOST_PAYLOADS {
+                inner.payloads = bytes;
+            } else if let Event::Settled(settled) = &mut event {
+                settled.payload = None;
+            }
             inner.queue.push_back(event);
         } else {
             inner.dropped += 1;
@@ -117,6 +151,7 @@ impl Events {
     pub fn next(&self) -> Next {
         let mut inner = lock(&self.inner);
         if let Some(event) = inner.queue.pop_front() {
+            inner.payloads -= event.payload_size();
             return Next::Event(event);
         }
         if inner.dropped > 0 {

@@ -15,8 +15,26 @@ pub fn namespaced(namespace: &str, key: &str) -> String {
 /// Sidekiq's set of queue names.
 pub(crate) const QUEUES: &str = "queues";
 
-/// Sidekiq's set of dead jobs.
+/// Sidekiq's dead set.
 pub(crate) const DEAD: &str = "dead";
+
+/// Sidekiq's set of processes.
+pub(crate) const PROCESSES: &str = "processes";
+
+/// The index of sidekiq-unique-jobs of locks that are held.
+pub(crate) const DIGESTS: &str = "uniquejobs:digests";
+
+/// Its index of locks that expire.
+pub(crate) const EXPIRING_DIGESTS: &str = "uniquejobs:expiring_digests";
+
+/// The keys of a lock of sidekiq-unique-jobs, and of its runtime lock, in the order that `lua/unique_locks.lua` expects.
+pub(crate) fn lock(digest: &str) -> impl Iterator<Item = Vec<u8>> + '_ {
+    ["", ":RUN"].into_iter().flat_map(move |runtime| {
+        ["", ":QUEUED", ":PRIMED", ":LOCKED", ":INFO"]
+            .into_iter()
+            .map(move |part| format!("{digest}{runtime}{part}").into_bytes())
+    })
+}
 
 /// The key of a queue of Sidekiq's.
 pub(crate) fn queue(name: &[u8]) -> Vec<u8> {
@@ -77,6 +95,18 @@ impl Keys {
     #[must_use]
     pub fn stats(&self) -> String {
         namespaced(&self.namespace, "stats")
+    }
+
+    /// Whether any job's recoveries are counted.
+    #[must_use]
+    pub fn counted(&self) -> String {
+        namespaced(&self.namespace, "recoveries")
+    }
+
+    /// How often a job was orphaned; `name` as `payload::counted_as` gives it.
+    #[must_use]
+    pub fn recoveries(&self, name: &str) -> String {
+        namespaced(&self.namespace, &format!("recoveries:{name}"))
     }
 
     /// The stream of recoveries.

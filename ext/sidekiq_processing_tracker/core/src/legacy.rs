@@ -4,28 +4,38 @@
 //! gets a lease here, under the identity `1.0 <instance>`; if it is still missing when the lease has run out, the instance
 //! is dead.
 
+use crate::dead_set::Death;
+use crate::decision::{End, Reason};
+use crate::entry::Token;
 use crate::error::{Error, Result};
-use crate::events::Event;
+use crate::events::{Event, Settled};
 use crate::failpoint;
 use crate::identity;
 use crate::keys::{self, Keys};
 use crate::link::{Call, Link};
 use crate::payload::{self, Facts};
 use crate::recovery::{Progress, Reaper, Report};
-use crate::scripts::{bytes, script, whole, Answer, Script};
+use crate::scripts::{bytes, lock_of, script, whole, Answer, Script};
 use crate::settings::Pace;
 use redis::Value;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 script!(LOOK, "legacy_look");
 script!(LIST, "clock", "legacy_standing", "legacy_list");
 script!(REAP, "clock", "legacy_standing", "legacy_reap");
 script!(PEEK, "legacy_peek");
-script!(MOVE, "clock", "requeue", "legacy_standing", "legacy_move");
+script!(
+    MOVE,
+    "clock",
+    "requeue",
+    "unique_locks",
+    "legacy_standing",
+    "legacy_move"
+);
 
 pub(crate) static SCRIPTS: [&Script; 5] = [&LOOK, &LIST, &REAP, &PEEK, &MOVE];
 
@@ -259,7 +269,6 @@ pub(crate) struct Recovery {
     /// What is being settled, and the name of that call. It stays until the call was answered.
     piece: Option<(String, Vec<Orphan>)>,
     expired: Vec<String>,
-    dead: Vec<String>,
     report: Report,
 }
 
@@ -270,35 +279,51 @@ struct Orphan {
     decision: &'static str,
     queue: Vec<u8>,
     facts: Facts,
+    payload: Option<Arc<[u8]>>,
+    /// The entry of the dead set, for one that dies.
+    entry: Vec<u8>,
 }
 
 impl Orphan {
-    fn new(id: Vec<u8>, value: Value) -> Result<Self> {
+    fn new(id: Vec<u8>, payload: Option<Arc<[u8]>>) -> Self {
         let mut orphan = Self {
             // The script finds out what is under its key: nothing, or something else.
             decision: "leave",
             queue: DEFAULT_QUEUE.into(),
             facts: Facts::default(),
+            entry: Vec::new(),
             id,
+            payload,
         };
-        if let Value::BulkString(payload) = value {
-            orphan.facts = payload::read(&payload);
+        if let Some(payload) = &orphan.payload {
+            orphan.facts = payload::read(payload);
             // What has no class is no job: Sidekiq would drop it.
-            orphan.decision = if orphan.facts.class.is_some() {
-                "requeue"
-            } else {
-                "bury"
-            };
-            if let Some(queue) = queue_of(&payload) {
+            orphan.decision = if orphan.facts.runs.is_some() { "requeue" } else { "dead" };
+            if let Some(queue) = queue_of(payload) {
                 orphan.queue = queue.into_bytes();
             }
-        } else if !matches!(value, Value::Nil | Value::Int(_)) {
-            return Err(Error::protocol("legacy_peek", "a text was expected"));
         }
         if orphan.facts.jid.is_none() {
+            // Not the payload's: no lock is held under it.
+            orphan.facts.lock = None;
             orphan.facts.jid = Some(String::from_utf8_lossy(&orphan.id).into_owned());
         }
-        Ok(orphan)
+        orphan
+    }
+
+    fn bury(&mut self, reaper: &Reaper, from: &[u8], at_ms: u64) {
+        // When 1.0 took it, nobody knows.
+        let token = Token::read([b"0-0 0 ", &self.queue[..]].concat());
+        if let (Some(payload), Some(token)) = (&self.payload, &token) {
+            let death = Death {
+                reason: Reason::Unreadable,
+                token,
+                from,
+                recoveries: 0,
+                at_ms,
+            };
+            self.entry = death.entry(payload, &reaper.policy);
+        }
     }
 }
 
@@ -341,7 +366,6 @@ impl Recovery {
             held: None,
             piece: None,
             expired: Vec::new(),
-            dead: Vec::new(),
             report: Report::default(),
         })
     }
@@ -356,7 +380,7 @@ impl Recovery {
         if !is_over {
             return Ok(Progress::More);
         }
-        self.tell_of_the_rest(&mut tell);
+        self.tell_of_the_expired(&mut tell);
         Ok(Progress::Done(std::mem::take(&mut self.report)))
     }
 
@@ -391,11 +415,22 @@ impl Recovery {
         };
         let ids = ids.iter().rev().take(PIECE);
         let call = Call::new(ids.clone().map(|id| reaper.keys.legacy_job(id)));
-        let answer = Answer::to("legacy_peek", link.run(&PEEK, &call)?)?;
+        let mut answer = Answer::to("legacy_peek", link.run(&PEEK, &call)?)?;
+        let at_ms = answer.number()?;
         let orphans: Vec<Orphan> = ids
             .cloned()
             .zip(answer.rest())
-            .map(|(id, value)| Orphan::new(id, value))
+            .map(|(id, value)| {
+                let payload = match value {
+                    Value::Nil | Value::Int(_) => None,
+                    value => Some(bytes("legacy_peek", value)?.into()),
+                };
+                let mut orphan = Orphan::new(id, payload);
+                if orphan.decision == "dead" {
+                    orphan.bury(reaper, &self.identity, at_ms);
+                }
+                Ok(orphan)
+            })
             .collect::<Result<_>>()?;
         if orphans.is_empty() {
             return Err(Error::protocol("legacy_peek", "it has no jobs"));
@@ -419,6 +454,8 @@ impl Recovery {
             keys.journal().into_bytes(),
             keys::QUEUES.into(),
             keys::DEAD.into(),
+            keys::DIGESTS.into(),
+            keys::EXPIRING_DIGESTS.into(),
         ]);
         call.arg(&self.identity[..])
             .arg(reaper.by.as_str())
@@ -435,7 +472,14 @@ impl Recovery {
                 .key(keys::queue(&orphan.queue))
                 .arg(&orphan.queue[..])
                 .arg(orphan.facts.jid.as_deref().unwrap_or_default())
-                .arg(orphan.facts.class.as_deref().unwrap_or_default());
+                .arg(orphan.facts.class.as_deref().unwrap_or_default())
+                .arg(if orphan.decision == "dead" {
+                    Reason::Unreadable.name()
+                } else {
+                    ""
+                })
+                .arg(&orphan.entry[..]);
+            lock_of(&mut call, &orphan.facts);
         }
         failpoint::reach("before_legacy_move");
         let mut answer = Answer::to("legacy_move", link.run(&MOVE, &call)?)?;
@@ -443,6 +487,7 @@ impl Recovery {
         let is_held = answer.text()? == "held";
         let is_noted = answer.text()? == "noted";
         let next_hold = answer.bytes()?;
+        let (at_ms, unsettled_locks) = (answer.number()?, answer.number()?);
         let outcomes = answer
             .rest()
             .map(|outcome| bytes("legacy_move", outcome))
@@ -454,25 +499,30 @@ impl Recovery {
             ));
         }
         self.report.unnoted |= !is_noted;
+        self.report.unsettled_locks += unsettled_locks;
         for (orphan, outcome) in orphans.iter().zip(outcomes) {
-            let jid = || orphan.facts.jid.clone().unwrap_or_default();
             match &outcome[..] {
-                b"requeued" => {
-                    self.report.requeued += 1;
-                    tell(Event::Recovered {
-                        queue: orphan.queue.clone(),
-                        jid: orphan.facts.jid.clone(),
-                        class: orphan.facts.class.clone(),
-                        from: String::from_utf8_lossy(&self.identity).into_owned(),
-                        by: reaper.by.clone(),
-                    });
-                }
-                b"dead" => self.dead.push(jid()),
-                b"expired" => self.expired.push(jid()),
+                b"expired" => self.expired.push(orphan.facts.jid.clone().unwrap_or_default()),
                 b"stuck" => self.report.stuck += 1,
                 b"overwritten" => self.report.unreadable += 1,
                 _ => {}
             }
+            let Some(end) = End::ALL.into_iter().find(|end| end.name().as_bytes() == outcome) else {
+                continue;
+            };
+            *self.report.total(end) += 1;
+            tell(Event::Settled(Settled {
+                end,
+                reason: (end == End::Dead).then_some(Reason::Unreadable),
+                queue: orphan.queue.clone(),
+                jid: orphan.facts.jid.clone(),
+                class: orphan.facts.class.clone(),
+                from: String::from_utf8_lossy(&self.identity).into_owned(),
+                by: reaper.by.clone(),
+                recoveries: 0,
+                at_ms,
+                payload: orphan.payload.clone(),
+            }));
         }
         ids.truncate(left);
         *held_until = next_hold;
@@ -489,23 +539,18 @@ impl Recovery {
         ])
     }
 
-    /// One line for all jobs of a kind: there may be many.
-    fn tell_of_the_rest(&mut self, tell: &mut impl FnMut(Event)) {
-        let from = String::from_utf8_lossy(&self.identity).into_owned();
-        let mut warn = |jids: &mut Vec<String>, what: &str| {
-            if !jids.is_empty() {
-                tell(Event::Warning(format!("{what} (instance {from}): {}", named(jids))));
-                jids.clear();
-            }
-        };
-        warn(
-            &mut self.dead,
-            "Jobs that cannot be read are in the dead set, as they were",
-        );
-        warn(
-            &mut self.expired,
-            "Jobs were on record without a payload and cannot be recovered: it had expired, or they were just done",
-        );
+    /// One line for all of them: there may be many.
+    fn tell_of_the_expired(&mut self, tell: &mut impl FnMut(Event)) {
+        if self.expired.is_empty() {
+            return;
+        }
+        tell(Event::Warning(format!(
+            "Jobs were on record without a payload and cannot be recovered: it had expired, or they were just done \
+             (instance {}): {}",
+            String::from_utf8_lossy(&self.identity),
+            named(&self.expired)
+        )));
+        self.expired.clear();
     }
 }
 

@@ -5,6 +5,8 @@
 mod claims;
 pub mod clock;
 mod control;
+pub mod dead_set;
+pub mod decision;
 pub mod engine;
 pub mod entry;
 pub mod error;

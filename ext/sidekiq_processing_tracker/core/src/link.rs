@@ -207,6 +207,13 @@ impl Call {
         self.count(index + 1)
     }
 
+    /// Adds keys beside each other, and as an argument the index in KEYS of the first.
+    pub fn keys(&mut self, keys: impl IntoIterator<Item = Vec<u8>>) -> &mut Self {
+        let first = self.keys.len() + 1;
+        self.keys.extend(keys);
+        self.count(first)
+    }
+
     fn command(&self, name: &str, script: &str) -> redis::Cmd {
         let mut command = redis::cmd(name);
         command.arg(script).arg(self.keys.len());

@@ -1,5 +1,6 @@
 //! Recovery on demand, from any process: a console has no engine.
 
+use crate::decision::End;
 use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::identity;
@@ -18,10 +19,30 @@ use std::time::Instant;
 pub struct Recovered {
     /// Jobs that are back in their queues.
     pub requeued: u64,
+    /// Jobs that are in the dead set.
+    pub dead: u64,
+    /// Jobs that would be in the dead set if they did not forbid it.
+    pub discarded: u64,
+    /// Jobs whose unique locks others hold.
+    pub superseded: u64,
     /// Jobs and fields that stay where they are, since something is wrong with their queues' keys or with them.
     pub stuck: u64,
-    /// One event for each job that is back, and one for each instance whose hash needs a person.
+    /// One event for each job that is settled, and one for each instance that needs a person.
     pub events: Events,
+}
+
+impl Recovered {
+    fn tell(&mut self, event: Event) {
+        if let Event::Settled(settled) = &event {
+            *match settled.end {
+                End::Requeued => &mut self.requeued,
+                End::Dead => &mut self.dead,
+                End::Discarded => &mut self.discarded,
+                End::Superseded => &mut self.superseded,
+            } += 1;
+        }
+        self.events.push(event);
+    }
 }
 
 struct Orphans<'a> {
@@ -42,7 +63,8 @@ struct Orphans<'a> {
 }
 
 /// Recovers what is due, until every instance listed at the call was recovered or has renewed its lease; keeps the lease
-/// clock going meanwhile. `cancel` ends it early.
+/// clock going meanwhile. So it waits for leases that run, a `ttl` at most, and for suspects that leave one at a time, five
+/// minutes at most (docs/protocol.md, "Orphans settled"). `cancel` ends it early.
 ///
 /// # Errors
 /// `Error::Connection`, `Error::Refused` when Redis fails twice in a row.
@@ -52,6 +74,7 @@ pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recover
         by: identity::draw(&settings.instance_id)?,
         pace: settings.pace(),
         hold: settings.hold,
+        policy: settings.policy.clone(),
     };
     let pause = reaper.pace.pause();
     let mut orphans = Orphans {
@@ -139,10 +162,7 @@ impl Orphans<'_> {
             return Ok(true);
         };
         let recovered = &mut self.recovered;
-        let progress = recovery.step(&mut self.link, &self.reaper, |event| {
-            recovered.requeued += u64::from(matches!(event, Event::Recovered { .. }));
-            recovered.events.push(event);
-        })?;
+        let progress = recovery.step(&mut self.link, &self.reaper, |event| recovered.tell(event))?;
         // A pass over many instances may meet more than one connection that breaks.
         self.failed = false;
         let Progress::Done(report) = progress else {
@@ -150,6 +170,9 @@ impl Orphans<'_> {
         };
         let from = recovery.from().to_vec();
         self.current = None;
+        if let Some(unsettled) = report.unsettled_locks(&from) {
+            self.recovered.events.push(Event::Warning(unsettled));
+        }
         if let Some(unnoted) = report.unnoted(&self.reaper.keys).filter(|_| !self.unnoted) {
             self.unnoted = true;
             self.recovered.events.push(Event::Warning(unnoted));

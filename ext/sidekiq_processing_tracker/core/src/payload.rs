@@ -2,15 +2,51 @@
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use sha1_smol::Sha1;
 use std::fmt;
+use std::time::Duration;
 
 /// The facts that a payload tells about its job. All empty for one that cannot be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
+    /// Whether it is a JSON object.
+    pub readable: bool,
     /// The job's id.
     pub jid: Option<String>,
     /// Its class; for a job of ActiveJob the class that Sidekiq's wrapper wraps.
     pub class: Option<String>,
+    /// The class that Sidekiq runs: for a job of ActiveJob the wrapper.
+    pub runs: Option<String>,
+    /// What it says about being tracked. It beats what the class says.
+    pub processing: Option<bool>,
+    /// It says that it is not to enter the dead set.
+    pub undying: bool,
+    /// The lock of sidekiq-unique-jobs that it may hold.
+    pub lock: Option<Lock>,
+}
+
+/// A job's lock of sidekiq-unique-jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lock {
+    /// When it is held.
+    pub kind: LockKind,
+    /// Its name, without the `:RUN` of the runtime lock.
+    pub digest: String,
+    /// How many jobs may hold it at a time.
+    pub limit: u64,
+    /// How long it lasts at most.
+    pub ttl: Option<Duration>,
+}
+
+/// When a lock is held, as far as recovery cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockKind {
+    /// From the push to the start of the run; another one, the runtime lock, during the run.
+    UntilAndWhileExecuting,
+    /// From the push to the end of the run, or beyond it until it expires.
+    UntilExecuted,
+    /// Before the run or during it only, or one that is not known.
+    Other,
 }
 
 /// Reads the facts. Where a field comes twice the last one counts, as in Ruby.
@@ -24,6 +60,15 @@ pub fn read(payload: &[u8]) -> Facts {
     }
 }
 
+/// The name under which a job's recoveries are counted: its id, or where it has none the SHA1 of its payload.
+#[must_use]
+pub fn counted_as(facts: &Facts, payload: &[u8]) -> String {
+    match &facts.jid {
+        Some(jid) if !jid.is_empty() => jid.clone(),
+        _ => Sha1::from(payload).digest().to_string(),
+    }
+}
+
 struct FactsVisitor;
 
 impl<'de> Visitor<'de> for FactsVisitor {
@@ -34,23 +79,68 @@ impl<'de> Visitor<'de> for FactsVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Facts, A::Error> {
-        let (mut jid, mut class, mut wrapped) = (None, None, None);
+        let mut facts = Facts {
+            readable: true,
+            ..Facts::default()
+        };
+        let (mut wrapped, mut lock) = (None, LockFields::default());
         while let Some(key) = map.next_key::<String>()? {
-            let field = match key.as_str() {
-                "jid" => &mut jid,
-                "class" => &mut class,
-                "wrapped" => &mut wrapped,
+            match key.as_str() {
+                "jid" => facts.jid = text(map.next_value()?),
+                "class" => facts.runs = text(map.next_value()?),
+                "wrapped" => wrapped = text(map.next_value()?),
+                "processing" => facts.processing = Some(map.next_value::<&RawValue>()?.get() == "true"),
+                "dead" => facts.undying = map.next_value::<&RawValue>()?.get() == "false",
+                "lock" => lock.kind = text(map.next_value()?),
+                "lock_digest" => lock.digest = text(map.next_value()?),
+                "unique_digest" => lock.digest_of_6 = text(map.next_value()?),
+                "lock_limit" => lock.limit = whole(map.next_value()?),
+                "lock_ttl" => lock.ttl = Some(whole(map.next_value()?)),
+                "lock_expiration" => lock.expiration = whole(map.next_value()?),
                 _ => {
                     // Skipped without looking into it, however deep it is and whatever its numbers and escapes mean.
                     map.next_value::<IgnoredAny>()?;
-                    continue;
                 }
-            };
-            *field = text(map.next_value::<&RawValue>()?);
+            }
         }
-        Ok(Facts {
-            jid,
-            class: wrapped.or(class),
+        facts.class = wrapped.or_else(|| facts.runs.clone());
+        facts.lock = lock.read();
+        Ok(facts)
+    }
+}
+
+/// What sidekiq-unique-jobs writes into a payload.
+#[derive(Default)]
+struct LockFields {
+    kind: Option<String>,
+    digest: Option<String>,
+    digest_of_6: Option<String>,
+    limit: Option<u64>,
+    /// The outer one: whether the field is there.
+    ttl: Option<Option<u64>>,
+    expiration: Option<u64>,
+}
+
+impl LockFields {
+    fn read(self) -> Option<Lock> {
+        let digest = self.digest.or(self.digest_of_6)?;
+        let digest = digest.strip_suffix(":RUN").unwrap_or(&digest);
+        if digest.is_empty() {
+            return None;
+        }
+        Some(Lock {
+            kind: match self.kind.as_deref() {
+                Some("until_and_while_executing") => LockKind::UntilAndWhileExecuting,
+                Some("until_executed" | "until_expired") => LockKind::UntilExecuted,
+                _ => LockKind::Other,
+            },
+            digest: digest.to_owned(),
+            limit: self.limit.unwrap_or(1),
+            ttl: self
+                .ttl
+                .unwrap_or(self.expiration)
+                .filter(|ttl| *ttl > 0)
+                .map(Duration::from_secs),
         })
     }
 }
@@ -59,33 +149,89 @@ fn text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
 
+/// A whole number, also of one with a fraction or in quotes, as Ruby's `to_i` reads it.
+fn whole(raw: &RawValue) -> Option<u64> {
+    let digits = raw.get().trim_matches('"').split('.').next()?;
+    digits.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{read, Facts};
+    use super::{counted_as, read, Facts, Lock, LockKind};
+    use std::time::Duration;
 
-    fn facts(jid: &str, class: &str) -> Facts {
-        Facts {
-            jid: Some(jid.into()),
-            class: Some(class.into()),
-        }
+    #[track_caller]
+    fn assert_tells(payload: &[u8], jid: &str, class: &str) {
+        let facts = read(payload);
+        assert_eq!((facts.jid.as_deref(), facts.class.as_deref()), (Some(jid), Some(class)));
+        assert!(facts.readable);
     }
 
     #[test]
     fn tells_the_job() {
-        assert_eq!(
-            read(br#" {"class":"A","args":[1e400,123456789012345678901234567890,"\ud800"],"jid":"a1"} "#),
-            facts("a1", "A")
+        assert_tells(
+            br#" {"class":"A","args":[1e400,123456789012345678901234567890,"\ud800"],"jid":"a1"} "#,
+            "a1",
+            "A",
         );
-        assert_eq!(
-            read(br#"{"class":"Wrapper","wrapped":"B","jid":"b\u0031","jid":"b2"}"#),
-            facts("b2", "B")
-        );
+        let wrapped = br#"{"class":"Wrapper","wrapped":"B","jid":"b\u0031","jid":"b2"}"#;
+        assert_tells(wrapped, "b2", "B");
+        assert_eq!(read(wrapped).runs.as_deref(), Some("Wrapper"));
         let deep = format!(
             r#"{{"class":"A","args":{}{},"jid":"x"}}"#,
             "[".repeat(5000),
             "]".repeat(5000)
         );
-        assert_eq!(read(deep.as_bytes()), facts("x", "A"));
+        assert_tells(deep.as_bytes(), "x", "A");
+    }
+
+    #[test]
+    fn tells_whether_it_is_marked_and_may_die() {
+        assert_eq!(read(b"{}").processing, None);
+        assert_eq!(read(br#"{"processing":true}"#).processing, Some(true));
+        for other in ["false", "null", "1", "\"true\""] {
+            let facts = read(format!(r#"{{"processing" : {other} }}"#).as_bytes());
+            assert_eq!(facts.processing, Some(false), "{other}");
+        }
+        assert!(read(br#"{"dead":false}"#).undying);
+        for other in [r#"{"dead":true}"#, r#"{"dead":null}"#, "{}"] {
+            assert!(!read(other.as_bytes()).undying, "{other}");
+        }
+    }
+
+    #[test]
+    fn tells_the_lock() {
+        let lock = |fields: &str| read(format!(r#"{{"jid":"a",{fields}}}"#).as_bytes()).lock;
+        let plain = Lock {
+            kind: LockKind::Other,
+            digest: "uniquejobs:1".into(),
+            limit: 1,
+            ttl: None,
+        };
+        assert_eq!(lock(r#""lock":"until_executed""#), None);
+        assert_eq!(lock(r#""lock_digest":"""#), None);
+        assert_eq!(lock(r#""lock_digest":"uniquejobs:1""#), Some(plain.clone()));
+        assert_eq!(
+            lock(r#""lock":"while_executing","lock_digest":"uniquejobs:1:RUN","lock_ttl":null,"lock_expiration":9"#),
+            Some(plain.clone())
+        );
+        assert_eq!(
+            lock(r#""lock":"until_expired","unique_digest":"uniquejobs:1","lock_limit":"3","lock_ttl":1.5"#),
+            Some(Lock {
+                kind: LockKind::UntilExecuted,
+                limit: 3,
+                ttl: Some(Duration::from_secs(1)),
+                ..plain.clone()
+            })
+        );
+        assert_eq!(
+            lock(r#""lock":"until_and_while_executing","lock_digest":"uniquejobs:1","lock_expiration":60"#),
+            Some(Lock {
+                kind: LockKind::UntilAndWhileExecuting,
+                ttl: Some(Duration::from_secs(60)),
+                ..plain
+            })
+        );
     }
 
     #[test]
@@ -102,6 +248,15 @@ mod tests {
         ] {
             assert_eq!(read(payload), Facts::default());
         }
-        assert_eq!(read(br#"{"jid":5,"class":null}"#), Facts::default());
+        let odd = read(br#"{"jid":5,"class":null,"lock_digest":7}"#);
+        assert_eq!((odd.readable, odd.jid, odd.class, odd.lock), (true, None, None, None));
+    }
+
+    #[test]
+    fn counts_a_job_without_an_id_by_its_bytes() {
+        let name = |payload: &[u8]| counted_as(&read(payload), payload);
+        assert_eq!(name(br#"{"jid":"a"}"#), "a");
+        assert_eq!(name(b"abc"), "a9993e364706816aba3e25717850c26c9cd0d89d");
+        assert_eq!(name(br#"{"jid":""}"#).len(), 40);
     }
 }

@@ -1,17 +1,21 @@
-//! Recovery: the jobs of a dead instance go back, in pieces, each one script.
+//! Recovery: the jobs of a dead instance are settled, in pieces, each one script.
 
+use crate::dead_set::Death;
+use crate::decision::{self, Decision, End, Source, Suspect, Timetable};
 use crate::entry::Token;
 use crate::error::{Error, Result};
-use crate::events::Event;
+use crate::events::{Event, Settled};
 use crate::failpoint;
 use crate::identity;
 use crate::keys::Keys;
 use crate::legacy;
 use crate::link::Link;
 use crate::payload;
-use crate::scripts::{self, Orphan, Outcome, Reaped, Settlement};
-use crate::settings::Pace;
-use std::time::Duration;
+use crate::scripts::{self, Found, Orphan, Outcome, Reaped, Settlement};
+use crate::settings::{Pace, Policy};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The most tokens that one call settles.
 const PIECE: usize = 200;
@@ -27,6 +31,8 @@ pub struct Reaper {
     pub pace: Pace,
     /// The most that it may hold a dead instance.
     pub hold: Duration,
+    /// What is to become of orphans.
+    pub policy: Policy,
 }
 
 /// The recovery of one instance.
@@ -34,13 +40,53 @@ pub struct Reaper {
 pub struct Recovery {
     /// The identity as it stands in Redis.
     from: Vec<u8>,
-    /// The tokens that are left; the last comes first. `None` before the instance is reaped.
-    tokens: Option<Vec<Token>>,
-    /// What is being settled, and the name of that call. It stays until the call was answered.
-    piece: Option<(String, Vec<Orphan>)>,
+    /// What an instance with its lease settles itself, by token. `None` for the recovery of a dead one.
+    own: Option<HashMap<Token, Dropped>>,
+    /// What is known of the instance. `None` before it is reaped.
+    instance: Option<Instance>,
+    /// The tokens that are to be settled now; the last comes first.
+    tokens: Vec<Token>,
+    /// How often those were orphaned that are known to have been.
+    counts: HashMap<Token, u64>,
+    /// Those that may be what kills the processes. They leave one at a time.
+    suspects: Vec<Suspect>,
+    /// What is being settled. It stays until the call was answered.
+    piece: Option<Piece>,
     report: Report,
     /// The recovery of an instance of the 1.0 gem, which goes another way.
     legacy: Option<legacy::Recovery>,
+}
+
+/// A job that an instance with its lease holds though no thread of it runs it any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dropped {
+    /// Its name in the in-flight hash.
+    pub token: Token,
+    /// Whether it can have been run, in part. One that never reached Ruby just goes back: that is not counted.
+    pub ran: bool,
+    /// Whether it has waited for as long as a recovery before this one has told.
+    pub waited: bool,
+}
+
+#[derive(Debug)]
+struct Instance {
+    source: Source,
+    timetable: Timetable,
+    /// When it was found so.
+    at: Instant,
+    /// Nothing was in flight: it is only to be removed.
+    empty: bool,
+}
+
+#[derive(Debug)]
+struct Piece {
+    /// The name that the call and its repetitions share.
+    name: String,
+    orphans: Vec<Orphan>,
+    /// Their payloads, for the events.
+    payloads: Vec<Option<Arc<[u8]>>>,
+    /// When the first of those is due that wait; this call settles none.
+    rest: Option<Duration>,
 }
 
 /// What a recovery has done.
@@ -48,6 +94,12 @@ pub struct Recovery {
 pub struct Report {
     /// Jobs that are back in their queues.
     pub requeued: u64,
+    /// Jobs that are in the dead set.
+    pub dead: u64,
+    /// Jobs that would be in the dead set if they did not forbid it.
+    pub discarded: u64,
+    /// Jobs whose unique locks others hold.
+    pub superseded: u64,
     /// Jobs that stay in flight, since something else lies under their queues' keys.
     pub stuck: u64,
     /// Fields that are no tokens.
@@ -56,8 +108,15 @@ pub struct Report {
     pub overwritten: bool,
     /// Whether the journal or the totals could not be written.
     pub unnoted: bool,
-    /// Whether there was nothing to recover: somebody else has done it, or the instance lives.
+    /// Unique locks that could not be settled.
+    pub unsettled_locks: u64,
+    /// Whether there was nothing to recover: somebody else has done it, or the instance lives. For jobs of its own: whether
+    /// the instance has lost its lease.
     pub idle: bool,
+    /// When the first of the jobs is due that stay in flight to wait, from now.
+    pub rest: Option<Duration>,
+    /// Jobs of its own that stay in flight to wait, and for how long from now.
+    pub waiting: Vec<(Token, Duration)>,
 }
 
 /// How far a recovery is.
@@ -76,9 +135,25 @@ impl Recovery {
         Self {
             legacy: legacy::Recovery::of(&from),
             from,
-            tokens: None,
+            own: None,
+            instance: None,
+            tokens: Vec::new(),
+            counts: HashMap::new(),
+            suspects: Vec::new(),
             piece: None,
             report: Report::default(),
+        }
+    }
+
+    /// The settlement of jobs that the instance `identity` has in flight, though no thread of it runs them any more: by the
+    /// same decisions as if it were dead. It must have its lease, and keeps it. Jobs that must wait are told in the report;
+    /// they are to be given to another such settlement when they have.
+    #[must_use]
+    pub fn own(identity: &str, dropped: Vec<Dropped>) -> Self {
+        let own = dropped.into_iter().map(|dropped| (dropped.token.clone(), dropped));
+        Self {
+            own: Some(own.collect()),
+            ..Self::new(identity.as_bytes().to_vec())
         }
     }
 
@@ -96,10 +171,16 @@ impl Recovery {
         if let Some(legacy) = &mut self.legacy {
             return legacy.step(link, reaper, tell);
         }
-        match (&self.tokens, &self.piece) {
-            (None, _) => self.reap(link, reaper),
-            (Some(_), None) => self.peek(link, reaper),
-            (Some(_), Some(_)) => self.settle(link, reaper, tell),
+        if self.instance.is_none() {
+            return match &self.own {
+                None => self.reap(link, reaper),
+                Some(_) => self.look(link, reaper),
+            };
+        }
+        if self.piece.is_some() {
+            self.settle(link, reaper, tell)
+        } else {
+            self.peek(link, reaper)
         }
     }
 
@@ -107,42 +188,145 @@ impl Recovery {
         failpoint::reach("before_reap");
         let reaped = scripts::reap(link, &reaper.keys, reaper.pace, &self.from, &reaper.by, reaper.hold)?;
         failpoint::reach("after_reap");
-        let fields = match reaped {
-            Reaped::Fenced(fields) => fields,
-            Reaped::Gone | Reaped::Runs => {
-                self.report.idle = true;
-                return Ok(self.done());
-            }
-            Reaped::Overwritten => {
-                self.report.overwritten = true;
-                return Ok(self.done());
-            }
-        };
-        let count = fields.len();
-        let mut tokens: Vec<Token> = fields.into_iter().filter_map(Token::read).collect();
-        self.report.unreadable = (count - tokens.len()) as u64;
+        match reaped {
+            Reaped::Fenced(found) => self.found(found),
+            Reaped::Gone | Reaped::Runs => self.report.idle = true,
+            Reaped::Overwritten => self.report.overwritten = true,
+        }
+        self.proceed()
+    }
+
+    fn found(&mut self, found: Found) {
+        self.instance = Some(Instance {
+            source: Source::read(&found.info),
+            timetable: Timetable {
+                now: found.now,
+                since: found.fenced_at,
+                last: found.released_at,
+            },
+            at: Instant::now(),
+            empty: found.fields.is_empty(),
+        });
+        let count = found.fields.len();
+        self.tokens = found.fields.into_iter().filter_map(Token::read).collect();
+        self.report.unreadable = (count - self.tokens.len()) as u64;
         // Settled from the newest to the oldest, since each goes to the end that Sidekiq takes from.
-        tokens.sort_by_key(Token::order);
-        Ok(self.continue_with(tokens))
+        self.tokens.sort_by_key(Token::order);
+    }
+
+    fn look(&mut self, link: &mut Link, reaper: &Reaper) -> Result<Progress> {
+        let info = scripts::info(link, &reaper.keys, &String::from_utf8_lossy(&self.from))?;
+        self.instance = Some(Instance {
+            source: Source::read(&info),
+            timetable: Timetable::beginning(),
+            at: Instant::now(),
+            empty: false,
+        });
+        self.tokens = self.own.iter().flat_map(HashMap::keys).cloned().collect();
+        self.tokens.sort_by_key(Token::order);
+        self.proceed()
+    }
+
+    /// Lets those suspects go that are due. Where others are left, or nothing was in flight at all, a last call says so.
+    fn release_suspects(&mut self) -> Result<()> {
+        let Some(instance) = &mut self.instance else {
+            return Ok(());
+        };
+        let passed = instance.at.elapsed();
+        let timetable = Timetable {
+            now: instance.timetable.now + passed,
+            ..instance.timetable
+        };
+        let mut waits = timetable.waits(&self.from, std::mem::take(&mut self.suspects));
+        let due = waits.partition_point(|(_, wait)| wait.is_zero());
+        let waiting = waits.split_off(due);
+        for (suspect, _) in waits {
+            instance.timetable.last = Some(timetable.now);
+            self.counts.insert(suspect.token.clone(), suspect.count);
+            self.tokens.insert(0, suspect.token);
+        }
+        if !self.tokens.is_empty() {
+            self.suspects = waiting.into_iter().map(|(suspect, _)| suspect).collect();
+            return Ok(());
+        }
+        let rest = waiting.first().map(|(_, wait)| *wait);
+        if self.own.is_some() {
+            self.report.waiting = waiting
+                .into_iter()
+                .map(|(suspect, wait)| (suspect.token, wait))
+                .collect();
+        } else if rest.is_some() || std::mem::take(&mut instance.empty) {
+            self.piece = Some(Piece {
+                name: identity::nonce()?,
+                orphans: Vec::new(),
+                payloads: Vec::new(),
+                rest,
+            });
+        }
+        Ok(())
     }
 
     fn peek(&mut self, link: &mut Link, reaper: &Reaper) -> Result<Progress> {
-        let tokens: Vec<Token> = self.tokens.iter().flatten().rev().take(PIECE).cloned().collect();
-        let payloads = scripts::peek(link, &reaper.keys, &self.from, &tokens)?;
+        let tokens: Vec<Token> = self.tokens.iter().rev().take(PIECE).cloned().collect();
+        let (at_ms, payloads) = scripts::peek(link, &reaper.keys, &self.from, &tokens)?;
         failpoint::reach("after_peek");
         if payloads.is_empty() || payloads.len() > tokens.len() {
             return Err(Error::protocol("peek", "another number of payloads than of tokens"));
         }
-        let orphans = tokens.into_iter().zip(payloads).map(|(token, payload)| Orphan {
-            token,
-            facts: payload.as_deref().map(payload::read).unwrap_or_default(),
+        self.tokens.truncate(self.tokens.len() - payloads.len());
+        let payloads: Vec<Option<Arc<[u8]>>> = payloads.into_iter().map(|payload| payload.map(Into::into)).collect();
+        let orphans = tokens
+            .into_iter()
+            .zip(&payloads)
+            .map(|(token, payload)| self.orphan(reaper, token, payload.as_deref(), at_ms));
+        self.piece = Some(Piece {
+            name: identity::nonce()?,
+            orphans: orphans.collect(),
+            payloads,
+            rest: None,
         });
-        self.piece = Some((identity::nonce()?, orphans.collect()));
         Ok(Progress::More)
     }
 
+    fn orphan(&self, reaper: &Reaper, token: Token, payload: Option<&[u8]>, at_ms: u64) -> Orphan {
+        let facts = payload.map(payload::read).unwrap_or_default();
+        let counted_as = payload::counted_as(&facts, payload.unwrap_or_default());
+        let known = self.counts.get(&token).copied().unwrap_or(0);
+        let counts = self.dropped(&token).is_none_or(|dropped| dropped.ran);
+        let (count, decision) = match &self.instance {
+            Some(instance) if counts && payload.is_some() => (
+                Some(known),
+                decision::decide(&facts, &instance.source, &reaper.policy, known),
+            ),
+            _ => (None, Decision::Requeue),
+        };
+        let entry = match (decision, payload) {
+            (Decision::Kill(reason), Some(payload)) => Death {
+                reason,
+                token: &token,
+                from: &self.from,
+                recoveries: known + 1,
+                at_ms,
+            }
+            .entry(payload, &reaper.policy),
+            _ => Vec::new(),
+        };
+        Orphan {
+            token,
+            facts,
+            counted_as,
+            count,
+            decision,
+            entry,
+        }
+    }
+
+    fn dropped(&self, token: &Token) -> Option<&Dropped> {
+        self.own.as_ref()?.get(token)
+    }
+
     fn settle(&mut self, link: &mut Link, reaper: &Reaper, mut tell: impl FnMut(Event)) -> Result<Progress> {
-        let (Some((piece, orphans)), Some(tokens)) = (&self.piece, &self.tokens) else {
+        let (Some(piece), Some(instance)) = (&self.piece, &self.instance) else {
             return Ok(Progress::More);
         };
         let settlement = Settlement {
@@ -150,42 +334,78 @@ impl Recovery {
             by: &reaper.by,
             pace: reaper.pace,
             hold: reaper.hold,
-            piece,
+            piece: &piece.name,
+            own: self.own.is_some(),
+            // What is stuck is tried again as soon as ever.
+            rest: piece.rest.filter(|_| self.report.stuck + self.report.unreadable == 0),
+            policy: &reaper.policy,
+            sidekiq_identity: instance.source.sidekiq_identity.as_deref(),
         };
-        let Some(settled) = scripts::recover(link, &reaper.keys, &settlement, orphans)? else {
+        let Some(settled) = scripts::recover(link, &reaper.keys, &settlement, &piece.orphans)? else {
             self.report.idle = true;
             return Ok(self.done());
         };
         failpoint::reach("after_recover");
         self.report.unnoted |= !settled.noted;
-        for (orphan, outcome) in orphans.iter().zip(settled.outcomes) {
+        self.report.unsettled_locks += settled.unsettled_locks;
+        self.report.rest = piece.rest;
+        if settled.trimmed > 0 {
+            tell(Event::Warning(format!(
+                "Sidekiq's dead set was trimmed (dead_max_jobs, dead_timeout_in_seconds): entries lost: {}",
+                settled.trimmed
+            )));
+        }
+        let Some(piece) = self.piece.take() else {
+            return Ok(Progress::More);
+        };
+        for ((orphan, payload), outcome) in piece.orphans.into_iter().zip(piece.payloads).zip(settled.outcomes) {
             match outcome {
-                Outcome::Requeued | Outcome::RequeuedBefore => {
-                    self.report.requeued += 1;
-                    tell(Event::Recovered {
+                Outcome::Ended(end) | Outcome::EndedBefore(end) => {
+                    *self.report.total(end) += 1;
+                    tell(Event::Settled(Settled {
+                        end,
+                        reason: orphan.decision.reason().filter(|_| end != End::Superseded),
                         queue: orphan.token.queue().to_vec(),
-                        jid: orphan.facts.jid.clone(),
-                        class: orphan.facts.class.clone(),
+                        jid: orphan.facts.jid,
+                        class: orphan.facts.class,
                         from: String::from_utf8_lossy(&self.from).into_owned(),
                         by: reaper.by.clone(),
-                    });
+                        recoveries: orphan.count.map_or(0, |count| count + 1),
+                        at_ms: settled.at_ms,
+                        payload,
+                    }));
                 }
+                Outcome::Again(count) => self.decide_again(reaper, orphan, count),
                 Outcome::Stuck => self.report.stuck += 1,
                 Outcome::Gone => {}
             }
         }
-        let mut left = tokens.clone();
-        left.truncate(tokens.len() - orphans.len());
-        self.piece = None;
-        Ok(self.continue_with(left))
+        self.proceed()
     }
 
-    fn continue_with(&mut self, tokens: Vec<Token>) -> Progress {
-        if tokens.is_empty() {
-            return self.done();
+    /// The orphan was orphaned another number of times than its decision was made for.
+    fn decide_again(&mut self, reaper: &Reaper, orphan: Orphan, count: u64) {
+        let token = orphan.token;
+        let source = self.instance.as_ref().map(|instance| &instance.source);
+        let decision = source.map(|source| decision::decide(&orphan.facts, source, &reaper.policy, count));
+        let waited = self.dropped(&token).is_some_and(|dropped| dropped.waited);
+        if decision == Some(Decision::RequeueLast) && !waited {
+            self.suspects.push(Suspect { token, count });
+        } else {
+            self.counts.insert(token.clone(), count);
+            self.tokens.push(token);
         }
-        self.tokens = Some(tokens);
-        Progress::More
+    }
+
+    /// Goes on, unless there is nothing left to do.
+    fn proceed(&mut self) -> Result<Progress> {
+        if self.instance.is_some() && self.piece.is_none() && self.tokens.is_empty() {
+            self.release_suspects()?;
+        }
+        if self.piece.is_none() && self.tokens.is_empty() {
+            return Ok(self.done());
+        }
+        Ok(Progress::More)
     }
 
     fn done(&mut self) -> Progress {
@@ -194,7 +414,16 @@ impl Recovery {
 }
 
 impl Report {
-    /// What is to be said when the journal or the totals could not be written.
+    pub(crate) fn total(&mut self, end: End) -> &mut u64 {
+        match end {
+            End::Requeued => &mut self.requeued,
+            End::Dead => &mut self.dead,
+            End::Discarded => &mut self.discarded,
+            End::Superseded => &mut self.superseded,
+        }
+    }
+
+    /// What is to be said when the journal, the totals or unique locks could not be written.
     #[must_use]
     pub fn unnoted(&self, keys: &Keys) -> Option<String> {
         self.unnoted.then(|| {
@@ -202,6 +431,19 @@ impl Report {
                 "Recovered jobs are not noted in {} and {}: one of these keys holds something else. Remove it (DEL)",
                 keys.journal(),
                 keys.stats()
+            )
+        })
+    }
+
+    /// What is to be said when unique locks could not be settled.
+    #[must_use]
+    pub fn unsettled_locks(&self, from: &[u8]) -> Option<String> {
+        (self.unsettled_locks > 0).then(|| {
+            format!(
+                "Jobs of the dead instance {} are recovered, but unique locks of theirs are as they were, since \
+                 something else lies under the keys of these locks: {}. The journal names the jobs (lock: unsettled)",
+                String::from_utf8_lossy(from),
+                self.unsettled_locks
             )
         })
     }

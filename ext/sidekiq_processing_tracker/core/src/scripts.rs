@@ -1,11 +1,14 @@
 //! The scripts: what they are given and what they answer. What they do stands in `lua/`, one file each.
 
+use crate::decision::{Decision, End, Reason};
 use crate::entry::Token;
 use crate::error::{Error, Result};
 use crate::keys::{self, Keys};
 use crate::link::{Call, Link};
-use crate::settings::Pace;
+use crate::payload::{Facts, LockKind};
+use crate::settings::{Pace, Policy};
 use redis::Value;
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -49,13 +52,14 @@ script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
-script!(RECOVER, "clock", "requeue", "recover");
+script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
+script!(CLEAR_LOCK, "unique_locks", "clear_lock");
 script!(LEAVE, "requeue", "leave");
 
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
 pub fn prepare() {
-    let scripts = [&REGISTER, &BEAT, &TURN, &REAP, &PEEK, &RECOVER, &LEAVE];
+    let scripts = [&REGISTER, &BEAT, &TURN, &REAP, &PEEK, &RECOVER, &CLEAR_LOCK, &LEAVE];
     for script in scripts.into_iter().chain(crate::legacy::SCRIPTS) {
         LazyLock::force(&script.hash);
     }
@@ -252,11 +256,29 @@ pub enum Reaped {
     Gone,
     /// Its lease runs.
     Runs,
-    /// It is fenced, and these are the fields of its in-flight hash.
-    Fenced(Vec<Vec<u8>>),
+    /// It is fenced.
+    Fenced(Found),
     /// Its lease has run out, but its in-flight hash is none: somebody has overwritten it.
     Overwritten,
 }
+
+/// What a reaper finds. Times are on the lease clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Now.
+    pub now: Duration,
+    /// When the instance was fenced.
+    pub fenced_at: Duration,
+    /// When the last suspect left, if one did.
+    pub released_at: Option<Duration>,
+    /// What the instance told about itself.
+    pub info: Info,
+    /// The fields of its in-flight hash.
+    pub fields: Vec<Vec<u8>>,
+}
+
+/// An instance's info, by field.
+pub type Info = HashMap<Vec<u8>, Vec<u8>>;
 
 /// Fences an instance whose lease has run out and holds it for the reaper `by`, for `hold` at most. The reaper may ask
 /// again while it holds it.
@@ -281,12 +303,37 @@ pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &[u8], by: &str,
         "gone" => Ok(Reaped::Gone),
         "runs" => Ok(Reaped::Runs),
         "overwritten" => Ok(Reaped::Overwritten),
-        _ => answer
-            .rest()
-            .map(|field| bytes("reap", field))
-            .collect::<Result<_>>()
-            .map(Reaped::Fenced),
+        _ => Ok(Reaped::Fenced(Found {
+            now: Duration::from_millis(answer.number()?),
+            fenced_at: Duration::from_millis(answer.number()?),
+            released_at: match answer.next()? {
+                Value::Int(released_at) => Some(Duration::from_millis(u64::try_from(released_at).unwrap_or(0))),
+                _ => None,
+            },
+            info: info_of(answer.list()?)?,
+            fields: answer.list()?.all_bytes()?,
+        })),
     }
+}
+
+/// What an instance tells about itself. Nothing where somebody has overwritten that.
+///
+/// # Errors
+/// As for `register`.
+pub fn info(link: &mut Link, keys: &Keys, identity: &str) -> Result<Info> {
+    let mut command = redis::cmd("HGETALL");
+    match link.command(command.arg(keys.info(identity))) {
+        Err(Error::Refused(text)) if text.contains("WRONGTYPE") => Ok(Info::new()),
+        answer => info_of(Answer::to("HGETALL", answer?)?),
+    }
+}
+
+fn info_of(mut fields: Answer) -> Result<Info> {
+    let mut info = Info::new();
+    while !fields.is_empty() {
+        info.insert(fields.bytes()?, fields.bytes()?);
+    }
+    Ok(info)
 }
 
 /// Moves the clock and names an instance whose lease has run out.
@@ -301,23 +348,26 @@ pub fn due(link: &mut Link, keys: &Keys, pace: Pace) -> Result<Option<Vec<u8>>> 
     Ok(Some(answer.bytes()?).filter(|due| !due.is_empty()))
 }
 
-/// Reads what `tokens` hold: for as many as fit one answer, `None` for one that is gone.
+/// Reads what `tokens` hold. Answers the server's time in ms since the epoch, and for as many as fit one answer the
+/// payload, `None` for one that is gone.
 ///
 /// # Errors
 /// As for `register`.
-pub fn peek(link: &mut Link, keys: &Keys, identity: &[u8], tokens: &[Token]) -> Result<Vec<Option<Vec<u8>>>> {
+pub fn peek(link: &mut Link, keys: &Keys, identity: &[u8], tokens: &[Token]) -> Result<(u64, Vec<Option<Vec<u8>>>)> {
     let mut call = Call::new([keys.inflight_of(identity)]);
     for token in tokens {
         call.arg(token.as_bytes());
     }
-    let answer = Answer::to("peek", link.run(&PEEK, &call)?)?;
-    answer
+    let mut answer = Answer::to("peek", link.run(&PEEK, &call)?)?;
+    let at_ms = answer.number()?;
+    let payloads = answer
         .rest()
         .map(|payload| match payload {
             Value::Nil => Ok(None),
             payload => bytes("peek", payload).map(Some),
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    Ok((at_ms, payloads))
 }
 
 /// An orphan and what recovery has decided for it.
@@ -325,26 +375,36 @@ pub fn peek(link: &mut Link, keys: &Keys, identity: &[u8], tokens: &[Token]) -> 
 pub struct Orphan {
     /// Its name in the in-flight hash.
     pub token: Token,
-    /// Its id and class, for the journal.
-    pub facts: crate::payload::Facts,
+    /// What its payload tells.
+    pub facts: Facts,
+    /// The name under which its recoveries are counted.
+    pub counted_as: String,
+    /// How often it was orphaned before, as far as the decision knows. `None` where this time does not count.
+    pub count: Option<u64>,
+    /// What is to become of it.
+    pub decision: Decision,
+    /// The entry of the dead set, for one that dies.
+    pub entry: Vec<u8>,
 }
 
 /// What became of an orphan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// It is back in its queue.
-    Requeued,
-    /// It is back in its queue by an earlier copy of the same call, whose answer was lost.
-    RequeuedBefore,
+    /// It ended so.
+    Ended(End),
+    /// It ended so by an earlier copy of the same call, whose answer was lost.
+    EndedBefore(End),
+    /// It was orphaned so many times before, other than the decision knew: decide again.
+    Again(u64),
     /// Somebody settled it before.
     Gone,
-    /// It cannot go back, since something else lies under its queue's key. It stays in flight.
+    /// It cannot go back, since something else lies under its queue's key, or the dead set's. It stays in flight.
     Stuck,
 }
 
 /// Whose orphans a `recover` settles, and for whom.
 pub struct Settlement<'a> {
-    /// The fenced instance.
+    /// The instance: a fenced one, or with `own` one that has its lease.
     pub from: &'a [u8],
     /// The reaper.
     pub by: &'a str,
@@ -354,6 +414,14 @@ pub struct Settlement<'a> {
     pub hold: Duration,
     /// The name that this call and its repetitions share.
     pub piece: &'a str,
+    /// The instance settles jobs of its own, which no thread runs any more.
+    pub own: bool,
+    /// Only orphans that wait are left: when the first of them is due.
+    pub rest: Option<Duration>,
+    /// How long recoveries are counted, and how much the dead set may hold.
+    pub policy: &'a Policy,
+    /// The identity by which Sidekiq knows the instance's process.
+    pub sidekiq_identity: Option<&'a [u8]>,
 }
 
 /// What became of orphans.
@@ -363,14 +431,20 @@ pub struct Settled {
     pub outcomes: Vec<Outcome>,
     /// Whether the journal and the totals have it. Not when somebody has overwritten them.
     pub noted: bool,
+    /// When, in ms since the epoch by Redis' clock.
+    pub at_ms: u64,
+    /// How many entries the dead set lost, since it was full or they were old.
+    pub trimmed: u64,
+    /// How many unique locks could not be settled, since something else lies under their keys.
+    pub unsettled_locks: u64,
 }
 
-/// Settles orphans. Answers an outcome for each, or `None` when the instance is not fenced.
+/// Settles orphans. Answers an outcome for each, or `None` when the instance is not fenced (with `own`: when it is).
 ///
 /// # Errors
 /// As for `register`.
 pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &[Orphan]) -> Result<Option<Settled>> {
-    let from = settlement.from;
+    let (from, policy) = (settlement.from, settlement.policy);
     let mut call = Call::new([
         keys.clock().into_bytes(),
         keys.instances().into_bytes(),
@@ -378,43 +452,120 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
         keys.info_of(from),
         keys.stats().into_bytes(),
         keys.journal().into_bytes(),
+        keys.counted().into_bytes(),
         keys::QUEUES.into(),
+        keys::DEAD.into(),
+        keys::PROCESSES.into(),
+        keys::DIGESTS.into(),
+        keys::EXPIRING_DIGESTS.into(),
     ]);
     call.arg(from).arg(settlement.by);
     call.millis(settlement.pace.step)
         .millis(settlement.pace.ttl)
         .millis(settlement.hold)
-        .arg(settlement.piece);
+        .arg(settlement.piece)
+        .arg(if settlement.own { "1" } else { "" });
+    match settlement.rest {
+        Some(rest) => call.millis(rest),
+        None => call.arg(""),
+    };
+    call.millis(policy.recovery_window)
+        .millis(policy.dead_timeout)
+        .number(policy.dead_max_jobs);
+    match settlement.sidekiq_identity {
+        Some(name) => call.keys([name.to_vec(), [name, b":work"].concat()]).arg(name),
+        None => call.arg("0").arg(""),
+    };
     for orphan in orphans {
         let queue = orphan.token.queue();
-        call.arg(orphan.token.as_bytes())
-            .arg("requeue")
+        let decision = match orphan.decision {
+            Decision::Requeue => "requeue",
+            Decision::RequeueLast => "requeue_last",
+            Decision::Kill(_) => "dead",
+            Decision::Discard(_) => "discarded",
+        };
+        call.arg(orphan.token.as_bytes()).arg(decision);
+        match orphan.count {
+            Some(count) => call.number(count),
+            None => call.arg(""),
+        };
+        call.key(keys.recoveries(&orphan.counted_as).into_bytes())
             .key(keys::queue(queue))
-            .arg(queue);
-        call.arg(orphan.facts.jid.as_deref().unwrap_or_default());
-        call.arg(orphan.facts.class.as_deref().unwrap_or_default());
+            .arg(queue)
+            .arg(orphan.facts.jid.as_deref().unwrap_or_default())
+            .arg(orphan.facts.class.as_deref().unwrap_or_default())
+            .arg(orphan.decision.reason().map_or("", Reason::name))
+            .arg(&orphan.entry[..]);
+        lock_of(&mut call, &orphan.facts);
     }
     let mut answer = Answer::to("recover", link.run(&RECOVER, &call)?)?;
-    if answer.text()? == "runs" {
+    if answer.text()? != "done" {
         return Ok(None);
     }
     let noted = answer.text()? == "noted";
-    let outcomes = answer.rest().map(outcome).collect::<Result<Vec<_>>>()?;
-    if outcomes.len() == orphans.len() {
-        Ok(Some(Settled { outcomes, noted }))
-    } else {
-        Err(Error::protocol("recover", "another number of outcomes than of orphans"))
+    let (at_ms, trimmed, unsettled_locks) = (answer.number()?, answer.number()?, answer.number()?);
+    let mut outcomes = Vec::with_capacity(orphans.len());
+    while !answer.is_empty() {
+        outcomes.push(outcome(&answer.text()?, answer.number()?)?);
+    }
+    if outcomes.len() != orphans.len() {
+        return Err(Error::protocol("recover", "another number of outcomes than of orphans"));
+    }
+    Ok(Some(Settled {
+        outcomes,
+        noted,
+        at_ms,
+        trimmed,
+        unsettled_locks,
+    }))
+}
+
+/// Adds the lock of sidekiq-unique-jobs that a job may hold.
+pub(crate) fn lock_of(call: &mut Call, facts: &Facts) {
+    match &facts.lock {
+        // Without an id it cannot hold one.
+        Some(lock) if facts.jid.is_some() => call
+            .arg(match lock.kind {
+                LockKind::UntilAndWhileExecuting => "taken",
+                LockKind::UntilExecuted => "checked",
+                LockKind::Other => "held",
+            })
+            .keys(keys::lock(&lock.digest))
+            .number(lock.limit)
+            .millis(lock.ttl.unwrap_or_default()),
+        _ => call.arg("").arg("0").arg("0").arg("0"),
+    };
+}
+
+fn outcome(name: &str, count: u64) -> Result<Outcome> {
+    match name {
+        "again" => return Ok(Outcome::Again(count)),
+        "gone" => return Ok(Outcome::Gone),
+        "stuck" => return Ok(Outcome::Stuck),
+        _ => {}
+    }
+    let (end, before) = match name.strip_suffix("_before") {
+        Some(end) => (end, true),
+        None => (name, false),
+    };
+    match End::ALL.into_iter().find(|known| known.name() == end) {
+        Some(end) if before => Ok(Outcome::EndedBefore(end)),
+        Some(end) => Ok(Outcome::Ended(end)),
+        None => Err(Error::protocol("recover", "an unknown outcome")),
     }
 }
 
-fn outcome(value: Value) -> Result<Outcome> {
-    match &bytes("recover", value)?[..] {
-        b"requeued" => Ok(Outcome::Requeued),
-        b"requeued_before" => Ok(Outcome::RequeuedBefore),
-        b"gone" => Ok(Outcome::Gone),
-        b"stuck" => Ok(Outcome::Stuck),
-        _ => Err(Error::protocol("recover", "an unknown outcome")),
-    }
+/// Frees what the job `jid` holds of a lock of sidekiq-unique-jobs; without a `jid` the whole lock, whoever holds it.
+/// Answers whether there was anything to free. Other gems' keys: it needs none of ours.
+///
+/// # Errors
+/// As for `register`; `Error::Refused` too when something else lies under the lock's keys.
+pub fn clear_unique_lock(link: &mut Link, digest: &str, jid: Option<&str>) -> Result<bool> {
+    let digest = digest.strip_suffix(":RUN").unwrap_or(digest);
+    let indexes = [keys::DIGESTS, keys::EXPIRING_DIGESTS].map(|key| key.as_bytes().to_vec());
+    let mut call = Call::new(indexes.into_iter().chain(keys::lock(digest)));
+    call.arg(jid.unwrap_or_default());
+    whole("clear_lock", link.run(&CLEAR_LOCK, &call)?).map(|freed| freed > 0)
 }
 
 /// Leaves for good: acks, puts `requeues` back, gives up the lease. Answers how many jobs stay for the next reaper.
@@ -551,6 +702,11 @@ impl Answer {
         self.values
     }
 
+    fn all_bytes(self) -> Result<Vec<Vec<u8>>> {
+        let call = self.call;
+        self.values.map(|value| bytes(call, value)).collect()
+    }
+
     pub fn list(&mut self) -> Result<Self> {
         Self::to(self.call, self.next()?)
     }
@@ -565,7 +721,7 @@ impl Answer {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn number(&mut self) -> Result<u64> {
+    pub fn number(&mut self) -> Result<u64> {
         let value = self.next()?;
         whole(self.call, value)
     }

@@ -64,6 +64,60 @@ pub struct Settings {
     pub redis: Target,
     /// What the instance tells about itself.
     pub info: Vec<(String, String)>,
+    /// Whose fetch takes the jobs.
+    pub fetch: Fetch,
+    /// What is to become of orphans.
+    pub policy: Policy,
+}
+
+/// Whose fetch takes jobs from the queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fetch {
+    /// The tracker's: every job is in flight from the moment it leaves its queue.
+    Native,
+    /// Sidekiq's, or another's: a job is in flight once it is recorded, and only marked jobs are.
+    #[default]
+    Sidekiq,
+}
+
+/// What is to become of orphans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// `max_recoveries`: how often an orphan goes back before it is taken for a poison pill; `None` for no limit.
+    pub max_recoveries: Option<u64>,
+    /// `recovery_window`: for how long an orphan's recoveries are counted together.
+    pub recovery_window: Duration,
+    /// Every job is tracked, whether it is marked or not.
+    pub track_all: bool,
+    /// How the installed Sidekiq writes times into payloads.
+    pub timestamps: Timestamps,
+    /// The most entries that Sidekiq's dead set may hold.
+    pub dead_max_jobs: u64,
+    /// How long an entry stays in Sidekiq's dead set.
+    pub dead_timeout: Duration,
+}
+
+impl Default for Policy {
+    /// The gem's defaults and Sidekiq's.
+    fn default() -> Self {
+        Self {
+            max_recoveries: Some(3),
+            recovery_window: Duration::from_secs(72 * 60 * 60),
+            track_all: false,
+            timestamps: Timestamps::Seconds,
+            dead_max_jobs: 10_000,
+            dead_timeout: Duration::from_secs(180 * 24 * 60 * 60),
+        }
+    }
+}
+
+/// How a Sidekiq writes times into payloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timestamps {
+    /// Seconds with a fraction: Sidekiq before 8.
+    Seconds,
+    /// Whole milliseconds: Sidekiq 8.
+    Milliseconds,
 }
 
 /// No step is shorter: at some point beats are all that a process does, and in this namespace all others too.
@@ -77,6 +131,20 @@ impl Settings {
             step: self.interval.min(self.ttl / 5).max(SHORTEST_STEP),
             ttl: self.ttl,
         }
+    }
+
+    /// What the instance tells about itself, and what recovery needs to know of it: which jobs it records.
+    #[must_use]
+    pub fn told(&self) -> Vec<(String, String)> {
+        let track = if self.policy.track_all { "all" } else { "marked" };
+        let fetch = match self.fetch {
+            Fetch::Native => "native",
+            Fetch::Sidekiq => "sidekiq",
+        };
+        let mut told = self.info.clone();
+        told.push(("track".into(), track.into()));
+        told.push(("fetch".into(), fetch.into()));
+        told
     }
 }
 

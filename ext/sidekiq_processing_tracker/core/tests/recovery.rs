@@ -84,7 +84,7 @@ fn every_payload_of_a_killed_process_comes_back_byte_for_byte_once_and_in_order(
     );
     let told = survivor.told().into_iter().filter(is_recovered);
     assert!(told.into_iter().all(|event| matches!(event,
-        Event::Recovered { from: whose, by: whom, .. } if whose == from && whom == by)));
+        Event::Settled(settled) if settled.from == from && settled.by == by)));
     assert!(survivor.leave(SOON));
     assert_at_rest(&server);
 }

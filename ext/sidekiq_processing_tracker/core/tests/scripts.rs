@@ -7,6 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use processing_tracker_core::decision::{Decision, End};
 use processing_tracker_core::entry::Token;
 use processing_tracker_core::keys::Keys;
 use processing_tracker_core::link::Link;
@@ -14,7 +15,7 @@ use processing_tracker_core::payload;
 use processing_tracker_core::scripts::{
     self, Beat, Done, Fenced, Orphan, Outcome, Reaped, Requeue, Settled, Settlement, Turn, Turned,
 };
-use processing_tracker_core::settings::Pace;
+use processing_tracker_core::settings::{Pace, Policy};
 use processing_tracker_core::{Error, Result};
 use redis::{Commands, FromRedisValue, Value};
 use support::lua;
@@ -126,23 +127,9 @@ impl Bench {
 
     /// A call to recover, under this name.
     fn try_recover_as(&mut self, piece: &str, from: &str, tokens: &[Token]) -> Result<Option<Settled>> {
-        let settlement = Settlement {
-            from: from.as_bytes(),
-            by: "reaper",
-            pace: PACE,
-            hold: HOLD,
-            piece,
-        };
-        let orphans: Vec<Orphan> = tokens
-            .iter()
-            .map(|token| Orphan {
-                token: token.clone(),
-                facts: payload::Facts {
-                    jid: Some("the jid".into()),
-                    class: None,
-                },
-            })
-            .collect();
+        let policy = Policy::default();
+        let settlement = settlement(piece, from.as_bytes(), &policy);
+        let orphans: Vec<Orphan> = tokens.iter().map(orphan).collect();
         scripts::recover(&mut self.link, &self.keys, &settlement, &orphans)
     }
 
@@ -154,6 +141,12 @@ impl Bench {
     #[track_caller]
     fn recover_as(&mut self, piece: &str, from: &str, tokens: &[Token]) -> Option<Vec<Outcome>> {
         self.try_recover_as(piece, from, tokens).unwrap().map(noted)
+    }
+
+    /// What is in flight in an instance that is reaped.
+    #[track_caller]
+    fn reap_fields(&mut self, identity: &str) -> Vec<Vec<u8>> {
+        fields_of(self.reap(identity))
     }
 
     fn try_leave(&mut self, identity: &str, acks: &[Token], requeues: &[Token]) -> Result<Fenced<u64>> {
@@ -175,7 +168,7 @@ impl Bench {
         self.register(identity);
         let tokens = self.record(identity, 1, "work", payloads);
         self.outlive_leases();
-        assert!(matches!(self.reap(identity), Reaped::Fenced(_)));
+        self.reap_fields(identity);
         tokens
     }
 
@@ -228,6 +221,45 @@ impl Bench {
             .lines()
             .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
         line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    }
+}
+
+/// What is in flight in an instance that was reaped.
+#[track_caller]
+fn fields_of(reaped: Reaped) -> Vec<Vec<u8>> {
+    match reaped {
+        Reaped::Fenced(found) => found.fields,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A call to recover.
+fn settlement<'a>(piece: &'a str, from: &'a [u8], policy: &'a Policy) -> Settlement<'a> {
+    Settlement {
+        from,
+        by: "reaper",
+        pace: PACE,
+        hold: HOLD,
+        piece,
+        own: false,
+        rest: None,
+        policy,
+        sidekiq_identity: None,
+    }
+}
+
+/// An orphan that goes back without being counted.
+fn orphan(token: &Token) -> Orphan {
+    Orphan {
+        token: token.clone(),
+        facts: payload::Facts {
+            jid: Some("the jid".into()),
+            ..payload::Facts::default()
+        },
+        counted_as: "the jid".into(),
+        count: None,
+        decision: Decision::Requeue,
+        entry: Vec::new(),
     }
 }
 
@@ -831,9 +863,7 @@ fn only_a_lease_that_has_run_out_is_reaped() {
 
     bench.outlive_leases();
     assert_eq!(bench.due(), Some("me".into()));
-    let Reaped::Fenced(mut fields) = bench.reap("me") else {
-        panic!()
-    };
+    let mut fields = bench.reap_fields("me");
     fields.sort();
     let mut tokens: Vec<Vec<u8>> = held.iter().map(|token| token.as_bytes().to_vec()).collect();
     tokens.sort();
@@ -858,20 +888,20 @@ fn a_reaper_that_got_no_answer_may_ask_again_while_it_holds() {
     assert_eq!(bench.reap("me"), Reaped::Runs);
     bench.outlive_leases();
     for _ in 0..3 {
-        assert_eq!(bench.reap_by("one", "me"), Reaped::Fenced(fields.clone()));
+        assert_eq!(fields_of(bench.reap_by("one", "me")), fields.clone());
         assert_eq!(bench.reap_by("other", "me"), Reaped::Runs);
     }
     // The hold has run out: another one has it now.
     bench.outlive_leases();
-    assert_eq!(bench.reap_by("other", "me"), Reaped::Fenced(fields.clone()));
+    assert_eq!(fields_of(bench.reap_by("other", "me")), fields.clone());
     assert_eq!(bench.reap_by("one", "me"), Reaped::Runs);
-    assert_eq!(bench.reap_by("other", "me"), Reaped::Fenced(fields.clone()));
+    assert_eq!(fields_of(bench.reap_by("other", "me")), fields.clone());
     // Without the note of it, nobody knows; the hold runs out.
     overwrite(&mut bench, &keys().info("me"));
     assert_eq!(bench.reap_by("other", "me"), Reaped::Runs);
     bench.outlive_leases();
-    assert_eq!(bench.reap_by("other", "me"), Reaped::Fenced(fields));
-    assert_eq!(bench.recover("me", &held), Some(vec![Outcome::Requeued]));
+    assert_eq!(fields_of(bench.reap_by("other", "me")), fields);
+    assert_eq!(bench.recover("me", &held), Some(vec![Outcome::Ended(End::Requeued)]));
     assert_at_rest(&bench.server);
 }
 
@@ -905,23 +935,15 @@ fn an_identity_may_be_any_bytes() {
     let due = scripts::due(&mut bench.link, &bench.keys, PACE).unwrap();
     assert_eq!(due, Some(name.to_vec()));
     let reaped = scripts::reap(&mut bench.link, &bench.keys, PACE, name, "reaper", HOLD).unwrap();
-    assert_eq!(reaped, Reaped::Fenced(vec![b"1-1 5 work".to_vec()]));
+    assert_eq!(fields_of(reaped), [b"1-1 5 work".to_vec()]);
     let tokens = [Token::read(b"1-1 5 work".to_vec()).unwrap()];
-    let payloads = scripts::peek(&mut bench.link, &bench.keys, name, &tokens).unwrap();
+    let (_, payloads) = scripts::peek(&mut bench.link, &bench.keys, name, &tokens).unwrap();
     assert_eq!(payloads, [Some(b"a".to_vec())]);
-    let settlement = Settlement {
-        from: name,
-        by: "reaper",
-        pace: PACE,
-        hold: HOLD,
-        piece: "piece",
-    };
-    let orphans = tokens.map(|token| Orphan {
-        token,
-        facts: payload::Facts::default(),
-    });
+    let policy = Policy::default();
+    let settlement = settlement("piece", name, &policy);
+    let orphans = tokens.map(|token| orphan(&token));
     let settled = scripts::recover(&mut bench.link, &bench.keys, &settlement, &orphans).unwrap();
-    assert_eq!(settled.map(noted), Some(vec![Outcome::Requeued]));
+    assert_eq!(settled.map(noted), Some(vec![Outcome::Ended(End::Requeued)]));
     assert_eq!(queue(&bench.server, "work"), [b"a"]);
     let mut left: Vec<Vec<u8>> = bench.connection.keys("*").unwrap();
     left.sort();
@@ -982,12 +1004,19 @@ fn orphans_are_settled_once_however_often_it_is_asked_for() {
     bench.connection.set::<_, _, ()>("unrelated", 1).unwrap();
     let newest_first: Vec<Token> = tokens.iter().rev().cloned().collect();
     bench.outlive_leases();
-    assert_eq!(bench.recover("dead", &newest_first[..1]), Some(vec![Outcome::Requeued]));
+    assert_eq!(
+        bench.recover("dead", &newest_first[..1]),
+        Some(vec![Outcome::Ended(End::Requeued)])
+    );
     // The hold is renewed.
     assert_eq!(bench.lease_end("dead").unwrap(), bench.clock("now") + 2000.0);
     assert_eq!(
         bench.recover("dead", &newest_first),
-        Some(vec![Outcome::Gone, Outcome::Requeued, Outcome::Requeued])
+        Some(vec![
+            Outcome::Gone,
+            Outcome::Ended(End::Requeued),
+            Outcome::Ended(End::Requeued)
+        ])
     );
     assert_eq!(queue(&bench.server, "work"), [&b"1"[..], b"2", b"3", b"waits"]);
     assert_at_rest(&bench.server);
@@ -1012,11 +1041,19 @@ fn a_repeated_recovery_tells_again_what_the_first_call_did_and_does_nothing() {
     let tokens = bench.dead("dead", &[b"1".to_vec(), b"2".to_vec(), b"3".to_vec()]);
     // One of the three is gone before.
     let settled_before = bench.recover_as("other", "dead", &tokens[1..2]);
-    assert_eq!(settled_before, Some(vec![Outcome::Requeued]));
-    let first = [Outcome::Requeued, Outcome::Gone, Outcome::Requeued];
+    assert_eq!(settled_before, Some(vec![Outcome::Ended(End::Requeued)]));
+    let first = [
+        Outcome::Ended(End::Requeued),
+        Outcome::Gone,
+        Outcome::Ended(End::Requeued),
+    ];
     assert_eq!(bench.recover_as("piece", "dead", &tokens), Some(first.to_vec()));
     let before = bench.all_but_the_clock();
-    let again = [Outcome::RequeuedBefore, Outcome::Gone, Outcome::RequeuedBefore];
+    let again = [
+        Outcome::EndedBefore(End::Requeued),
+        Outcome::Gone,
+        Outcome::EndedBefore(End::Requeued),
+    ];
     for _ in 0..3 {
         assert_eq!(bench.recover_as("piece", "dead", &tokens), Some(again.to_vec()));
         // Who did not do it hears that it is gone.
@@ -1040,10 +1077,10 @@ fn a_repeated_recovery_settles_what_the_first_call_found_stuck() {
         .unwrap();
     tokens.push(Token::read(b"1-2 5 broken".to_vec()).unwrap());
     let () = bench.connection.set("queue:broken", "x").unwrap();
-    let first = [Outcome::Requeued, Outcome::Stuck];
+    let first = [Outcome::Ended(End::Requeued), Outcome::Stuck];
     assert_eq!(bench.recover_as("piece", "dead", &tokens), Some(first.to_vec()));
     let () = bench.connection.del("queue:broken").unwrap();
-    let again = [Outcome::RequeuedBefore, Outcome::Requeued];
+    let again = [Outcome::EndedBefore(End::Requeued), Outcome::Ended(End::Requeued)];
     assert_eq!(bench.recover_as("piece", "dead", &tokens), Some(again.to_vec()));
     assert_eq!(queue(&bench.server, "broken"), [b"2"]);
     assert_eq!(journal(&bench.server).len(), 2);
@@ -1068,7 +1105,10 @@ fn an_orphan_whose_queue_is_no_list_stays_until_it_is_one() {
     assert_eq!(journal(&bench.server), []);
     assert!(bench.lease_end("dead").is_some());
     let () = bench.connection.del("queue:work").unwrap();
-    assert_eq!(bench.recover("dead", &tokens), Some(vec![Outcome::Requeued]));
+    assert_eq!(
+        bench.recover("dead", &tokens),
+        Some(vec![Outcome::Ended(End::Requeued)])
+    );
     assert_eq!(queue(&bench.server, "work"), [b"1"]);
     assert_at_rest(&bench.server);
 }
@@ -1081,10 +1121,13 @@ fn a_field_that_is_no_token_keeps_its_instance_listed() {
         .connection
         .hset(bench.keys.inflight("dead"), "what is this", "x")
         .unwrap();
-    assert_eq!(bench.recover("dead", &tokens), Some(vec![Outcome::Requeued]));
+    assert_eq!(
+        bench.recover("dead", &tokens),
+        Some(vec![Outcome::Ended(End::Requeued)])
+    );
     assert!(bench.lease_end("dead").is_some());
     bench.outlive_leases();
-    assert_eq!(bench.reap("dead"), Reaped::Fenced(vec![b"what is this".to_vec()]));
+    assert_eq!(bench.reap_fields("dead"), vec![b"what is this".to_vec()]);
     assert_eq!(bench.fields("dead"), [b"what is this"]);
 }
 
@@ -1094,7 +1137,7 @@ fn a_peek_fits_a_reply() {
     let sizes = [3_000_000, 10, 500_000, 500_000, 500_000, 10];
     let tokens = bench.dead("dead", &sizes.map(|size| vec![b'x'; size]));
     let mut peek = |tokens: &[Token]| -> Vec<Option<usize>> {
-        let payloads = scripts::peek(&mut bench.link, &bench.keys, b"dead", tokens).unwrap();
+        let (_, payloads) = scripts::peek(&mut bench.link, &bench.keys, b"dead", tokens).unwrap();
         payloads
             .into_iter()
             .map(|payload| payload.map(|bytes| bytes.len()))
@@ -1135,8 +1178,11 @@ fn what_a_leaving_instance_does_not_know_is_due_at_once() {
     assert_eq!(bench.lease_end("me"), Some(0.0));
     assert_eq!(bench.beat("me"), Fenced::Lost);
     assert_eq!(bench.due(), Some("me".into()));
-    assert_eq!(bench.reap("me"), Reaped::Fenced(vec![held[1].as_bytes().to_vec()]));
-    assert_eq!(bench.recover("me", &held[1..]), Some(vec![Outcome::Requeued]));
+    assert_eq!(bench.reap_fields("me"), vec![held[1].as_bytes().to_vec()]);
+    assert_eq!(
+        bench.recover("me", &held[1..]),
+        Some(vec![Outcome::Ended(End::Requeued)])
+    );
     assert_eq!(queue(&bench.server, "work"), [b"2", b"1"]);
 }
 
@@ -1173,10 +1219,16 @@ fn every_script_works_when_memory_is_full() {
     let done = bench.turn("me", &turn);
     assert_eq!(payloads(&done), [&b"b"[..], b"waits"]);
     assert_eq!(done.recorded.len(), 1);
-    assert_eq!(bench.recover("dead", &orphans[..1]), Some(vec![Outcome::Requeued]));
+    assert_eq!(
+        bench.recover("dead", &orphans[..1]),
+        Some(vec![Outcome::Ended(End::Requeued)])
+    );
     bench.set_lease_end("dead", 0);
     assert!(matches!(bench.reap("dead"), Reaped::Fenced(_)));
-    assert_eq!(bench.recover("dead", &orphans[1..]), Some(vec![Outcome::Requeued]));
+    assert_eq!(
+        bench.recover("dead", &orphans[1..]),
+        Some(vec![Outcome::Ended(End::Requeued)])
+    );
     assert_eq!(stat(&bench.server, "requeued"), 2);
     assert_eq!(journal(&bench.server).len(), 2);
     let held: Vec<Token> = done.claimed.into_iter().map(|(token, _)| token).collect();
@@ -1336,8 +1388,9 @@ fn an_overwritten_key_costs_no_jobs() {
         assert!(back != still, "{key}: {recovered:?}");
         if ![&clock, &instances].contains(&key) {
             let noted = ![&keys().stats(), &keys().journal()].contains(&key);
-            let outcomes = vec![Outcome::Requeued];
-            assert_eq!(recovered.unwrap(), Some(Settled { outcomes, noted }), "{key}");
+            let outcomes = vec![Outcome::Ended(End::Requeued)];
+            let settled = recovered.unwrap().expect("it is fenced");
+            assert_eq!((settled.outcomes, settled.noted), (outcomes, noted), "{key}");
         }
     }
 }
@@ -1355,7 +1408,10 @@ fn an_overwritten_hash_does_not_stop_the_recovery_of_others() {
     assert_eq!(bench.reap("broken"), Reaped::Overwritten);
     assert_eq!(bench.due(), Some("dead".into()));
     assert!(matches!(bench.reap("dead"), Reaped::Fenced(_)));
-    assert_eq!(bench.recover("dead", &orphans), Some(vec![Outcome::Requeued]));
+    assert_eq!(
+        bench.recover("dead", &orphans),
+        Some(vec![Outcome::Ended(End::Requeued)])
+    );
     assert!(bench.exists(&keys().inflight("broken")));
     assert!(bench.lease_end("broken").is_some());
 }

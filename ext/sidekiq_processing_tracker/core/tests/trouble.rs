@@ -68,7 +68,7 @@ fn is_warning_of(text: &str) -> impl Fn(&Event) -> bool + '_ {
 /// The jobs that somebody was told of as recovered, in that order.
 fn recovered_jids(told: &[Event]) -> Vec<String> {
     let jid = |event: &Event| match event {
-        Event::Recovered { jid, .. } => jid.clone(),
+        Event::Settled(settled) => settled.jid.clone(),
         _ => None,
     };
     told.iter().filter_map(jid).collect()
@@ -292,7 +292,7 @@ fn a_listed_name_of_any_bytes_is_recovered_and_keeps_nobody_busy() {
     let from: BTreeSet<String> = told
         .iter()
         .filter_map(|event| match event {
-            Event::Recovered { from, .. } => Some(from.clone()),
+            Event::Settled(settled) => Some(settled.from.clone()),
             _ => None,
         })
         .collect();

@@ -1,6 +1,7 @@
 //! Events as Hashes with String keys.
 
 use magnus::{encoding::EncodingCapable, Error, IntoValue, RHash, RString, Ruby};
+use processing_tracker_core::decision::{End, Reason};
 use processing_tracker_core::events::Event;
 
 /// The Hash of an event.
@@ -25,20 +26,19 @@ pub fn to_hash(ruby: &Ruby, event: Event) -> Result<RHash, Error> {
             set("interval_ms", millis(interval).into_value_with(ruby))?;
             set("ttl_ms", millis(ttl).into_value_with(ruby))?;
         }
-        Event::Recovered {
-            jid,
-            class,
-            queue,
-            from,
-            by,
-        } => {
-            set("kind", "recovered".into_value_with(ruby))?;
-            set("jid", jid.into_value_with(ruby))?;
-            set("job_class", class.into_value_with(ruby))?;
-            set("queue", text(ruby, &queue)?.into_value_with(ruby))?;
-            set("from", from.into_value_with(ruby))?;
-            set("by", by.into_value_with(ruby))?;
-            set("outcome", "requeued".into_value_with(ruby))?;
+        Event::Settled(settled) => {
+            set("kind", kind(settled.end).into_value_with(ruby))?;
+            set("outcome", settled.end.name().into_value_with(ruby))?;
+            set("reason", settled.reason.map(Reason::name).into_value_with(ruby))?;
+            set("jid", settled.jid.into_value_with(ruby))?;
+            set("job_class", settled.class.into_value_with(ruby))?;
+            set("queue", text(ruby, &settled.queue)?.into_value_with(ruby))?;
+            set("from", settled.from.into_value_with(ruby))?;
+            set("by", settled.by.into_value_with(ruby))?;
+            set("recoveries", settled.recoveries.into_value_with(ruby))?;
+            set("at", settled.at_ms.into_value_with(ruby))?;
+            let payload = settled.payload.map(|payload| text(ruby, &payload)).transpose()?;
+            set("payload", payload.into_value_with(ruby))?;
         }
         Event::Outage { error } => {
             set("kind", "outage".into_value_with(ruby))?;
@@ -68,6 +68,13 @@ pub fn to_hash(ruby: &Ruby, event: Event) -> Result<RHash, Error> {
         }
     }
     Ok(hash)
+}
+
+fn kind(end: End) -> &'static str {
+    match end {
+        End::Requeued => "recovered",
+        other => other.name(),
+    }
 }
 
 fn millis(duration: std::time::Duration) -> u64 {

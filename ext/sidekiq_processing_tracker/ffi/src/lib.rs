@@ -25,6 +25,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_module_function("namespaced_key", function!(namespaced_key, 2))?;
     native.define_module_function("read_key", function!(read_key, 3))?;
     native.define_module_function("reenqueue_orphans", function!(reenqueue_orphans, 1))?;
+    native.define_module_function("clear_unique_lock", function!(clear_unique_lock, 4))?;
     let class = native.define_class("Engine", ruby.class_object())?;
     class.undef_default_alloc_func();
     class.define_singleton_method("start", function!(engine::Engine::start, 1))?;
@@ -65,6 +66,9 @@ fn reenqueue_orphans(ruby: &Ruby, settings: RHash) -> Result<RHash, Error> {
         let recovered = gvl::run(ruby, move |cancel| core::orphans::reenqueue_orphans(&settings, cancel))?;
         let counts = ruby.hash_new();
         counts.aset("requeued", recovered.requeued)?;
+        counts.aset("dead", recovered.dead)?;
+        counts.aset("discarded", recovered.discarded)?;
+        counts.aset("superseded", recovered.superseded)?;
         counts.aset("stuck", recovered.stuck)?;
         let told = ruby.ary_new();
         while let Next::Event(event) = recovered.events.next() {
@@ -72,5 +76,23 @@ fn reenqueue_orphans(ruby: &Ruby, settings: RHash) -> Result<RHash, Error> {
         }
         counts.aset("events", told)?;
         Ok(counts)
+    })
+}
+
+/// `Native.clear_unique_lock(redis, digest, jid_or_nil, timeout_ms)`: frees what the job holds of a lock of
+/// sidekiq-unique-jobs, or without a jid the whole lock; whether there was anything to free.
+fn clear_unique_lock(
+    ruby: &Ruby,
+    redis: RHash,
+    digest: String,
+    jid: Option<String>,
+    timeout_ms: u64,
+) -> Result<bool, Error> {
+    errors::guard(ruby, || {
+        let target = settings::target(ruby, redis)?;
+        gvl::run(ruby, move |_| {
+            let mut link = Link::new(target, Duration::from_millis(timeout_ms.max(1)));
+            core::scripts::clear_unique_lock(&mut link, &digest, jid.as_deref())
+        })
     })
 }

@@ -1,7 +1,7 @@
 //! The settings Hash that Ruby passes. Ruby has validated it; what is missing or of a wrong type is a bug and raises.
 
 use magnus::{r_hash::ForEach, value::ReprValue, Error, RHash, Ruby, TryConvert, Value};
-use processing_tracker_core::settings::{Address, Settings, Target};
+use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target, Timestamps};
 use std::time::Duration;
 
 /// Reads the settings of an engine.
@@ -23,6 +23,34 @@ pub fn read(ruby: &Ruby, hash: RHash) -> Result<Settings, Error> {
         hold: millis(ruby, hash, "hold_ms")?,
         redis: target(ruby, fetch(ruby, hash, "redis")?)?,
         info,
+        fetch: match get::<String>(ruby, hash, "fetch")?.as_deref() {
+            Some("native") => Fetch::Native,
+            _ => Fetch::Sidekiq,
+        },
+        policy: policy(ruby, hash)?,
+    })
+}
+
+fn policy(ruby: &Ruby, hash: RHash) -> Result<Policy, Error> {
+    let default = Policy::default();
+    let duration = |key, default: Duration| -> Result<Duration, Error> {
+        Ok(get::<u64>(ruby, hash, key)?.map_or(default, |millis| Duration::from_millis(millis.max(1))))
+    };
+    Ok(Policy {
+        // nil is a value here: no limit.
+        max_recoveries: match hash.get(ruby.to_symbol("max_recoveries")) {
+            Some(value) if Value::is_nil(value) => None,
+            Some(value) => Some(u64::try_convert(value)?),
+            None => default.max_recoveries,
+        },
+        recovery_window: duration("recovery_window_ms", default.recovery_window)?,
+        track_all: get(ruby, hash, "track_all")?.unwrap_or(default.track_all),
+        timestamps: match get::<String>(ruby, hash, "timestamps")?.as_deref() {
+            Some("milliseconds") => Timestamps::Milliseconds,
+            _ => Timestamps::Seconds,
+        },
+        dead_max_jobs: get(ruby, hash, "dead_max_jobs")?.unwrap_or(default.dead_max_jobs),
+        dead_timeout: duration("dead_timeout_ms", default.dead_timeout)?,
     })
 }
 

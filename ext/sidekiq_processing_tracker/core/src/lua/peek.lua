@@ -1,10 +1,11 @@
 -- peek: reads what tokens hold, up to 1 MB but not less than one, so that the reply fits the read timeout.
--- KEYS: inflight   ARGV: tokens   Answers: payload or nil for each token, for as many as fit
-local payloads, bytes = {}, 0
+-- KEYS: inflight   ARGV: tokens   Answers: the server's time in ms, then payload or nil for each token, for as many as fit
+local time = redis.call('TIME')
+local answer, bytes = {time[1] * 1000 + math.floor(time[2] / 1000)}, 0
 for i, token in ipairs(ARGV) do
   local size = redis.call('HSTRLEN', KEYS[1], token)
   if i > 1 and bytes + size > 1048576 then break end
   bytes = bytes + size
-  payloads[i] = redis.call('HGET', KEYS[1], token)
+  answer[i + 1] = redis.call('HGET', KEYS[1], token)
 end
-return payloads
+return answer

@@ -2,7 +2,8 @@
 -- KEYS: clock instances [inflight info]   ARGV: step ttl identity ('' asks for one that is due) hold lease_end ('' or, with
 --       the proof of a death, the lease end read before the proof) by
 -- Answers: without an identity 'due' and the identity ('' for none); else 'gone', 'runs', 'overwritten' (its hash is
---       none), or 'reaped' and the fields of its in-flight hash
+--       none), or 'reaped', now, when it was fenced, when the last suspect left ('' for never) (all on the lease clock),
+--       and two lists: its info, and the fields of its in-flight hash
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local identity = ARGV[3]
 
@@ -29,13 +30,20 @@ if kind ~= 'hash' and kind ~= 'none' then
   return {'overwritten'}
 end
 redis.call('HDEL', inflight, 'call')
+local kind_of_info = redis.call('TYPE', info).ok
+-- Somebody has overwritten it. What it said is gone anyway.
+if kind_of_info ~= 'hash' and kind_of_info ~= 'none' then redis.call('DEL', info) end
 local fields = redis.call('HKEYS', inflight)
-if #fields == 0 then
+-- With the process goes its ghost in Sidekiq's own keys, whose names only the caller can give: recover does that.
+if #fields == 0 and redis.call('HEXISTS', info, 'sidekiq_identity') == 0 then
   redis.call('ZREM', instances, identity)
   redis.call('DEL', info)
   return {'gone'}
 end
 redis.call('ZADD', instances, held_until, identity)
-redis.pcall('HSET', info, 'reaper', ARGV[6])
-table.insert(fields, 1, 'reaped')
-return fields
+local fenced_at = tonumber(redis.call('HGET', info, 'fenced_at') or '')
+if not (readable(fenced_at, 0) and fenced_at <= now) then fenced_at = now end
+redis.call('HSET', info, 'reaper', ARGV[6], 'fenced_at', fenced_at)
+local released_at = tonumber(redis.call('HGET', info, 'released_at') or '')
+if not (readable(released_at, 0) and released_at <= now) then released_at = '' end
+return {'reaped', now, fenced_at, released_at, redis.call('HGETALL', info), fields}

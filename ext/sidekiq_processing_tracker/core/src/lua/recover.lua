@@ -1,22 +1,41 @@
--- recover: settles orphans of a fenced instance, each as decided, and journals what was done.
--- KEYS: clock instances inflight info stats journal queues [queue key]...
--- ARGV: identity by step ttl hold piece (a name that this call and its repetitions share), then for each orphan: token,
---       decision, queue key (index in KEYS), queue, jid, class
--- Answers: 'runs' when the instance is not fenced, else 'done', 'noted' or 'unnoted' (the journal or the totals are no
---       longer what they should be), and for each orphan its outcome: 'requeued',
---       'requeued_before' (by an earlier copy of this call), 'gone' (settled by others), 'stuck' (its queue's key
---       holds something else; it stays in flight)
+-- recover: settles orphans, each as decided, and journals what was done. The orphans of a fenced instance; or, with
+-- `own`, jobs that an instance with its lease holds itself and no thread of it runs any more.
+-- KEYS: clock instances inflight info stats journal counted, Sidekiq's queues dead processes, the indexes of
+--       sidekiq-unique-jobs digests and expiring_digests, then as ARGV says
+-- ARGV: identity by step ttl hold piece (a name that this call and its repetitions share), own ('1' or ''),
+--       rest ('' or, when only orphans are left that wait, for how long), window, dead_timeout (ms), dead_max_jobs,
+--       process (index in KEYS of what Sidekiq keeps of the process: its hash and :work; 0 for none), its name there,
+--       then for each orphan: token, decision ('requeue', 'requeue_last', 'dead', 'discarded'), count (how often it was
+--       orphaned before, as far as the decision knows; '' where that does not count), its counter (index in KEYS),
+--       queue key (index in KEYS), queue, jid, class, reason, entry (for the dead set), lock ('' for none, 'held' where
+--       it goes on with what it holds, 'checked' where others may hold it, 'taken' where it must be taken again),
+--       its ten keys (index in KEYS of the first), limit, lock_ttl (ms, 0 for none)
+-- Answers: 'runs' when the instance is not fenced ('lost' when it should not be), else 'done', 'noted' or 'unnoted' (the
+--       journal or the totals are no longer what they should be), the server's time in ms, how many entries the dead set
+--       lost, how many locks could not be settled, and for each orphan two: its outcome, which is how it ended
+--       ('requeued', 'dead', 'discarded', 'superseded'), the same with '_before' (by an earlier copy of this call),
+--       'again' (it was orphaned another number of times), 'gone' (settled by others), 'stuck' (its queue's key holds
+--       something else; it stays in flight); and how often it was orphaned before
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local stats, journal, queues = KEYS[5], KEYS[6], KEYS[7]
-local identity, by = ARGV[1], ARGV[2]
+local stats, journal, counted, queues, dead, processes = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local identity, by, piece, own, rest = ARGV[1], ARGV[2], ARGV[6], ARGV[7] == '1', tonumber(ARGV[8])
+local window, dead_timeout, dead_max_jobs = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+local process, process_name = tonumber(ARGV[12]), ARGV[13]
 
-if redis.call('HEXISTS', inflight, 'call') == 1 then return {'runs'} end
+if own then
+  if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
+elseif redis.call('HEXISTS', inflight, 'call') == 1 then
+  return {'runs'}
+end
 redis.call('HDEL', inflight, '-')
-local now, step = tick(clock, instances, tonumber(ARGV[3]), tonumber(ARGV[4]))
+local now, step, ttl, _, server = tick(clock, instances, tonumber(ARGV[3]), tonumber(ARGV[4]))
+local seconds = string.format('%.3f', server / 1000)
 
 -- The answer may have been lost, and the jobs are to be reported by the one who has moved them: a repetition of the call
 -- reads in the journal what it did.
-local function outcomes_before(piece)
+local ends = {requeued = 'r', dead = 'd', discarded = 'x', superseded = 's'}
+local letters_of = {r = 'requeued', d = 'dead', x = 'discarded', s = 'superseded'}
+local function outcomes_before()
   local entries = redis.pcall('XREVRANGE', journal, '+', '-', 'COUNT', 100)
   if entries.err then return '' end
   for _, entry in ipairs(entries) do
@@ -26,42 +45,134 @@ local function outcomes_before(piece)
   return ''
 end
 
-local piece = ARGV[6]
-local outcomes, moved, letters, before = {'done', 'noted'}, {}, {}, nil
-for i = 7, #ARGV, 6 do
-  local token, decision, key = ARGV[i], ARGV[i + 1], KEYS[tonumber(ARGV[i + 2])]
-  local queue, jid, class = ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
-  local outcome = 'gone'
-  if redis.call('HEXISTS', inflight, token) == 1 then
-    if decision == 'requeue' and give_back(inflight, token, key, queues, queue) then
-      outcome = 'requeued'
-    else
-      outcome = 'stuck'
+local function orphaned_before(counter)
+  local count = redis.pcall('GET', counter)
+  count = type(count) == 'string' and tonumber(count)
+  return readable(count, 0) and math.floor(count) or 0
+end
+
+-- What ends elsewhere than in its queue gives up what it holds; what goes back holds on to it. Answers what was done.
+local function settle_lock(lock, ended)
+  if lock.kind == '' then return '' end
+  local ok, did = pcall(function()
+    if ended ~= 'requeued' then
+      return give_up(lock.queueing, lock.jid) + give_up(lock.runtime, lock.jid) > 0 and 'given up' or ''
+    end
+    if lock.kind ~= 'taken' then return '' end
+    return take_again(lock.queueing, lock.runtime, lock.jid, lock.ttl, seconds) and 'taken' or ''
+  end)
+  return ok and did or 'unsettled'
+end
+
+-- Answers how the orphan ended, or nil where it is stuck.
+local function move(token, decision, key, queue, entry, lock)
+  if decision == 'dead' then
+    local added = redis.pcall('ZADD', dead, seconds, entry)
+    if type(added) == 'table' then return nil end
+    redis.call('HDEL', inflight, token)
+    return 'dead'
+  elseif decision == 'discarded' then
+    redis.call('HDEL', inflight, token)
+    return 'discarded'
+  end
+  if lock.kind == 'checked' or lock.kind == 'taken' then
+    local ok, held = pcall(is_held_by_others, lock.queueing, lock.jid, lock.limit)
+    if ok and held then
+      redis.call('HDEL', inflight, token)
+      return 'superseded'
     end
   end
-  if outcome == 'gone' then
-    before = before or outcomes_before(piece)
-    if string.sub(before, #letters + 1, #letters + 1) == 'r' then outcome = 'requeued_before' end
-  elseif outcome == 'requeued' then
-    for _, text in ipairs({'jid', jid, 'class', class, 'queue', queue, 'outcome', outcome}) do
+  return give_back(inflight, token, key, queues, queue, decision == 'requeue_last') and 'requeued' or nil
+end
+
+local outcomes, moved, letters, totals, before = {}, {}, {}, {}, nil
+local unsettled, suspects_left = 0, false
+for i = 14, #ARGV, 14 do
+  local token, decision, expected, counter = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), KEYS[tonumber(ARGV[i + 3])]
+  local key, queue, jid, class = KEYS[tonumber(ARGV[i + 4])], ARGV[i + 5], ARGV[i + 6], ARGV[i + 7]
+  local reason, entry, lock = ARGV[i + 8], ARGV[i + 9], {kind = ARGV[i + 10]}
+  if lock.kind ~= '' then
+    local first = tonumber(ARGV[i + 11])
+    lock.queueing, lock.runtime, lock.jid = lock_at(first), lock_at(first + 5), jid
+    lock.limit, lock.ttl = tonumber(ARGV[i + 12]), tonumber(ARGV[i + 13])
+  end
+
+  local outcome, count, ended = 'gone', expected or 0, nil
+  if redis.call('HEXISTS', inflight, token) == 1 then
+    if expected then count = orphaned_before(counter) end
+    if expected and count ~= expected then
+      outcome = 'again'
+    else
+      ended = move(token, decision, key, queue, entry, lock)
+      outcome = ended or 'stuck'
+    end
+  else
+    before = before or outcomes_before()
+    local letter = letters_of[string.sub(before, #letters + 1, #letters + 1)]
+    if letter then outcome = letter .. '_before' end
+  end
+
+  if ended then
+    local did = settle_lock(lock, ended)
+    if did == 'unsettled' then unsettled = unsettled + 1 end
+    if ended ~= 'requeued' then
+      redis.call('DEL', counter)
+    elseif expected then
+      redis.call('SET', counter, string.format('%.0f', count + 1), 'PX', window)
+      redis.call('SET', counted, 1, 'PX', window)
+    end
+    if ended == 'requeued' and decision == 'requeue_last' then suspects_left = true end
+    totals[ended] = (totals[ended] or 0) + 1
+    local said = ended == 'superseded' and '' or reason
+    for _, text in ipairs({'jid', jid, 'class', class, 'queue', queue, 'outcome', ended, 'reason', said, 'recoveries',
+      expected and string.format('%.0f', count + 1) or '0', 'lock', did}) do
       moved[#moved + 1] = text
     end
   end
-  letters[#letters + 1] = outcome == 'requeued' and 'r' or '-'
+  letters[#letters + 1] = ended and ends[ended] or '-'
   outcomes[#outcomes + 1] = outcome
+  outcomes[#outcomes + 1] = count
+end
+
+-- Sidekiq keeps one entry less than its dead_max_jobs says. An entry that has just been made must not go for that.
+local trimmed = 0
+if totals.dead then
+  local old = redis.pcall('ZREMRANGEBYSCORE', dead, '-inf', '(' .. string.format('%.3f', (server - dead_timeout) / 1000))
+  local many = redis.pcall('ZREMRANGEBYRANK', dead, 0, -dead_max_jobs - 1)
+  if type(old) == 'number' and type(many) == 'number' then trimmed = old + many end
 end
 
 -- A key of ours that somebody overwrote costs the totals or the journal, not the jobs.
+local noted = 'noted'
 if #moved > 0 then
-  local counted = redis.pcall('HINCRBY', stats, 'requeued', #moved / 8)
+  for ended, count in pairs(totals) do
+    if type(redis.pcall('HINCRBY', stats, ended, count)) == 'table' then noted = 'unnoted' end
+  end
   local journalled = redis.pcall('XADD', journal, 'MAXLEN', '~', 10000, '*', 'from', identity, 'by', by, 'piece', piece, 'outcomes',
     table.concat(letters), unpack(moved))
-  if type(counted) == 'table' or type(journalled) == 'table' then outcomes[2] = 'unnoted' end
+  if type(journalled) == 'table' then noted = 'unnoted' end
 end
-if redis.call('HLEN', inflight) == 0 then
-  redis.call('ZREM', instances, identity)
-  redis.call('DEL', info)
-else
-  redis.call('ZADD', instances, now + math.min(2 * step, tonumber(ARGV[5])), identity)
+
+-- Sidekiq lets its hash of a process live for 60 s after each of its own beats. One that has beaten while the lease ran
+-- out may live.
+local function forget_process()
+  local left = redis.pcall('PTTL', KEYS[process])
+  if left ~= -2 and not (left >= 0 and 60000 - left >= ttl - step) then return end
+  redis.pcall('SREM', processes, process_name)
+  redis.pcall('DEL', KEYS[process], KEYS[process + 1])
 end
-return outcomes
+
+if not own then
+  if redis.call('HLEN', inflight) == 0 then
+    redis.call('ZREM', instances, identity)
+    redis.call('DEL', info)
+    if process > 0 then forget_process() end
+  else
+    redis.call('ZADD', instances, now + (rest or math.min(2 * step, tonumber(ARGV[5]))), identity)
+    if suspects_left then redis.pcall('HSET', info, 'released_at', now) end
+  end
+end
+
+local answer = {'done', noted, server, trimmed, unsettled}
+for _, part in ipairs(outcomes) do answer[#answer + 1] = part end
+return answer

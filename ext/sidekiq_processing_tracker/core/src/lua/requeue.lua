@@ -1,16 +1,17 @@
--- Puts a payload back at the end of its queue that Sidekiq takes from. False where the queue's key holds something else.
-local function push(queue_key, queues, queue, payload)
-  local pushed = redis.pcall('RPUSH', queue_key, payload)
+-- Puts a payload back at the end of its queue that Sidekiq takes from, or with `last` at the other one. False where the
+-- queue's key holds something else.
+local function push(queue_key, queues, queue, payload, last)
+  local pushed = redis.pcall(last and 'LPUSH' or 'RPUSH', queue_key, payload)
   if type(pushed) == 'table' and pushed.err then return false end
   redis.pcall('SADD', queues, queue)
   return true
 end
 
 -- Moves what the token holds back to its queue. False where it could not be pushed, so that it stays in flight.
-local function give_back(inflight, token, queue_key, queues, queue)
+local function give_back(inflight, token, queue_key, queues, queue, last)
   local payload = redis.call('HGET', inflight, token)
   if not payload then return true end
-  if not push(queue_key, queues, queue, payload) then return false end
+  if not push(queue_key, queues, queue, payload, last) then return false end
   redis.call('HDEL', inflight, token)
   return true
 end

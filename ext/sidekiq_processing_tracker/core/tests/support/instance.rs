@@ -9,7 +9,7 @@ use processing_tracker_core::engine::{Engine, Recorded};
 use processing_tracker_core::events::Next;
 use processing_tracker_core::parker::Woken;
 use processing_tracker_core::registry::Requeueing;
-use processing_tracker_core::settings::{Address, Settings, Target};
+use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target};
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 use std::thread;
@@ -44,6 +44,8 @@ fn settings() -> Settings {
             read_timeout: Duration::from_secs(3),
         },
         info: vec![("hostname".into(), "child".into())],
+        fetch: Fetch::Sidekiq,
+        policy: Policy::default(),
     };
     for argument in std::env::args().skip(1) {
         let (key, value) = argument.split_once('=').expect("key=value");

@@ -19,10 +19,17 @@ script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
-script!(RECOVER, "clock", "requeue", "recover");
+script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
 script!(LEAVE, "requeue", "leave");
 script!(LEGACY_REAP, "clock", "legacy_standing", "legacy_reap");
-script!(LEGACY_MOVE, "clock", "requeue", "legacy_standing", "legacy_move");
+script!(
+    LEGACY_MOVE,
+    "clock",
+    "requeue",
+    "unique_locks",
+    "legacy_standing",
+    "legacy_move"
+);
 
 /// Whether a request calls this script, by its hash or whole.
 pub fn is_call(request: &Request, script: &Script) -> bool {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use processing_tracker_core::decision::End;
 use processing_tracker_core::engine::{Engine, Recorded};
 use processing_tracker_core::events::{Event, Next};
 use processing_tracker_core::keys::Keys;
@@ -11,7 +12,7 @@ use processing_tracker_core::link::Link;
 use processing_tracker_core::orphans::{reenqueue_orphans, Recovered};
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::registry::Handle;
-use processing_tracker_core::settings::{Address, Settings, Target};
+use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target};
 use processing_tracker_core::Result;
 use redis::Commands;
 
@@ -49,6 +50,8 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         hold: Duration::from_secs(300),
         redis: target(socket),
         info: vec![("hostname".into(), instance_id.into())],
+        fetch: Fetch::Sidekiq,
+        policy: Policy::default(),
     }
 }
 
@@ -188,7 +191,7 @@ pub fn is_lease_lost(event: &Event) -> bool {
 
 /// An orphan was put back.
 pub fn is_recovered(event: &Event) -> bool {
-    matches!(event, Event::Recovered { .. })
+    matches!(event, Event::Settled(settled) if settled.end == End::Requeued)
 }
 
 /// What lies in a queue, in the order in which Sidekiq takes it.
@@ -240,7 +243,12 @@ pub fn assert_at_rest(server: &RedisServer) {
         recover_all(&settings(&server.socket_path(), "at rest")).unwrap();
     }
     let mut keys = our_keys(server);
-    keys.retain(|key| !matches!(key.as_str(), "clock" | "journal" | "stats"));
+    let is_counter = |key: &String| key == "recoveries" || key.starts_with("recoveries:");
+    for key in keys.iter().filter(|key| is_counter(key)) {
+        let ttl: i64 = server.connect().ttl(format!("{NAMESPACE}:{key}")).unwrap();
+        assert!(ttl > 0, "{key} has no TTL");
+    }
+    keys.retain(|key| !matches!(key.as_str(), "clock" | "journal" | "stats") && !is_counter(key));
     assert_eq!(keys, Vec::<String>::new(), "left behind");
 }
 
@@ -270,7 +278,7 @@ pub fn stat(server: &RedisServer, outcome: &str) -> u64 {
     total.unwrap_or(0)
 }
 
-/// One recovered job in the journal: from, by, jid, class, queue, outcome.
+/// One settled job in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalLine {
     pub from: String,
@@ -279,6 +287,9 @@ pub struct JournalLine {
     pub class: String,
     pub queue: String,
     pub outcome: String,
+    pub reason: String,
+    pub recoveries: u64,
+    pub lock: String,
 }
 
 /// What the journal says, from its beginning.
@@ -294,11 +305,14 @@ pub fn journal(server: &RedisServer) -> Vec<JournalLine> {
     for (_, fields) in entries {
         let names: Vec<&str> = fields[..8].iter().step_by(2).map(String::as_str).collect();
         assert_eq!(names, ["from", "by", "piece", "outcomes"]);
-        let moved = fields[7].bytes().filter(|letter| *letter == b'r').count();
-        assert_eq!(fields[8..].len(), moved * 8, "{fields:?}");
-        for job in fields[8..].chunks(8) {
+        let moved = fields[7].bytes().filter(|letter| *letter != b'-').count();
+        assert_eq!(fields[8..].len(), moved * 14, "{fields:?}");
+        for job in fields[8..].chunks(14) {
             let names: Vec<&str> = job.iter().step_by(2).map(String::as_str).collect();
-            assert_eq!(names, ["jid", "class", "queue", "outcome"]);
+            assert_eq!(
+                names,
+                ["jid", "class", "queue", "outcome", "reason", "recoveries", "lock"]
+            );
             lines.push(JournalLine {
                 from: fields[1].clone(),
                 by: fields[3].clone(),
@@ -306,6 +320,9 @@ pub fn journal(server: &RedisServer) -> Vec<JournalLine> {
                 class: job[3].clone(),
                 queue: job[5].clone(),
                 outcome: job[7].clone(),
+                reason: job[9].clone(),
+                recoveries: job[11].parse().unwrap(),
+                lock: job[13].clone(),
             });
         }
     }
