@@ -56,6 +56,7 @@ fn settings() -> Settings {
             "interval_ms" => settings.interval = millis(value),
             "ttl_ms" => settings.ttl = millis(value),
             "hold_ms" => settings.hold = millis(value),
+            "recovery_window_ms" => settings.policy.recovery_window = millis(value),
             other => panic!("unknown setting {other}"),
         }
     }

@@ -55,6 +55,14 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
     }
 }
 
+/// Quick settings of those who forget recoveries at once: where jobs are orphaned again and again by the test itself, none
+/// is to be suspected of it.
+pub fn forgetful(socket: &Path, instance_id: &str) -> Settings {
+    let mut settings = settings(socket, instance_id);
+    settings.policy.recovery_window = Duration::from_millis(1);
+    settings
+}
+
 /// The keys of the tests' namespace.
 pub fn keys() -> Keys {
     Keys::new(NAMESPACE)
