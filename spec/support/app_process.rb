@@ -88,7 +88,7 @@ class AppProcess
   def initialize(redis, app, interval: INTERVAL, ttl: TTL, env: {})
     folder = Scratch.folder
     file = File.join(folder, "app.rb")
-    File.write(file, PRELUDE + app)
+    File.write(file, self.class::PRELUDE + app)
     settings = {"REDIS_URL" => redis.url, "HEARTBEAT_INTERVAL" => interval.to_s, "HEARTBEAT_TTL" => ttl.to_s,
                 "RACK_ENV" => "test", "RAILS_ENV" => nil, "DYNO" => nil}
     @process = OwnProcess.new(*yield(file), log: File.join(folder, "app.log"), env: settings.merge(env), chdir: folder)

@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::identity;
+use crate::legacy::{self, Lookout};
 use crate::link::Link;
 use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced};
@@ -25,6 +26,9 @@ struct Control {
     recovery: Option<Recovery>,
     /// Whether another instance may be due.
     look: bool,
+    /// The search for instances of the 1.0 gem.
+    lookout: Lookout,
+    search: Attempts,
     /// When orphans are due that wait in a dead instance.
     returns: Option<Instant>,
     /// How long a call for recovery takes at the worst; falls slowly.
@@ -41,6 +45,7 @@ enum Task {
     Register,
     Beat(String, Pace),
     Recover(String, Pace),
+    Search(Pace),
 }
 
 impl Control {
@@ -53,6 +58,8 @@ impl Control {
             recover: Attempts::default(),
             recovery: None,
             look: false,
+            lookout: Lookout::new(),
+            search: Attempts::default(),
             returns: None,
             slowest: Duration::ZERO,
             registered: None,
@@ -68,6 +75,7 @@ impl Control {
                 Task::Register => self.register(),
                 Task::Beat(identity, pace) => self.beat(&identity, pace),
                 Task::Recover(by, pace) => self.recover(by, pace),
+                Task::Search(pace) => self.search(pace),
             }
         }
     }
@@ -110,11 +118,17 @@ impl Control {
                     self.look = true;
                 }
                 if state.phase == Phase::Running && (self.recovery.is_some() || self.look) {
-                    // A call that takes as long as the slowest one must not make the beat late.
-                    if self.recover.is_due(now) && now + self.slowest.min(timeout(state.pace)) <= due {
+                    if self.recover.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
                         return Task::Recover(state.identity.clone(), state.pace);
                     }
                     wake = earlier(wake, self.recover.at.filter(|at| *at > now));
+                }
+                if state.phase == Phase::Running {
+                    let at = self.lookout.at.max(self.search.at.unwrap_or(now));
+                    if at <= now && self.is_time_for_a_call(now, due, state.pace) {
+                        return Task::Search(state.pace);
+                    }
+                    wake = earlier(wake, Some(at).filter(|at| *at > now));
                 }
             }
             if !self.beat.is_due(now) {
@@ -127,6 +141,11 @@ impl Control {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
+    }
+
+    /// A call that takes as long as the slowest one must not make the beat late.
+    fn is_time_for_a_call(&self, now: Instant, due: Instant, pace: Pace) -> bool {
+        now + self.slowest.min(timeout(pace)) <= due
     }
 
     /// When the next registration may be, if not now. Where a lease is lost as soon as it is had, something takes it away
@@ -225,6 +244,26 @@ impl Control {
                     let of = from.as_deref().unwrap_or("dead instances");
                     self.shared
                         .warn_once(of, format!("The recovery of {of} does not work: {error}"));
+                }
+            }
+        }
+    }
+
+    fn search(&mut self, pace: Pace) {
+        let began = Instant::now();
+        let shared = &self.shared;
+        let outcome = self.lookout.step(&mut self.link, &shared.keys, pace, |of, warning| {
+            shared.warn_once(&String::from_utf8_lossy(of), warning);
+        });
+        self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
+        match outcome {
+            Ok(()) => self.search.succeeded(),
+            Err(error) => {
+                self.link.discard();
+                if self.search.failed(pace) && !matches!(error, Error::Connection(_)) {
+                    self.search.succeeded();
+                    self.lookout.give_up();
+                    self.shared.warn_once("legacy", legacy::cannot_search(&error));
                 }
             }
         }

@@ -175,7 +175,9 @@ impl Crew {
     /// Takes a job.
     pub fn take(&mut self, now: Instant) -> Option<Handle> {
         let job = self.ready.pop_front()?;
-        let pause = self.taken_at.map_or(LONGEST_PAUSE, |last| now.saturating_duration_since(last));
+        let pause = self
+            .taken_at
+            .map_or(LONGEST_PAUSE, |last| now.saturating_duration_since(last));
         self.pause = (self.pause * 7 + pause.min(LONGEST_PAUSE)) / 8;
         self.taken_at = Some(now);
         self.wake();

@@ -95,7 +95,10 @@ impl Death<'_> {
     #[must_use]
     pub fn message(&self, policy: &Policy) -> String {
         let from = String::from_utf8_lossy(self.from);
-        let since = utc(self.token.taken_at_ms());
+        let since = match self.token.taken_at_ms() {
+            0 => "an unknown time".to_owned(),
+            ms => utc(ms),
+        };
         match self.reason {
             Reason::PoisonPill => format!(
                 "Orphaned {} times within {}, the last time by the death of {from}, where it was in flight since {since}. \

@@ -50,6 +50,11 @@ impl Keys {
         }
     }
 
+    /// Any key below the namespace.
+    pub(crate) fn key(&self, key: &str) -> String {
+        namespaced(&self.namespace, key)
+    }
+
     /// The lease clock.
     #[must_use]
     pub fn clock(&self) -> String {

@@ -15,6 +15,7 @@ pub mod events;
 mod failpoint;
 pub mod identity;
 pub mod keys;
+pub mod legacy;
 pub mod link;
 pub mod orphans;
 pub mod parker;

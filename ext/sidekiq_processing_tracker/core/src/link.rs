@@ -206,6 +206,12 @@ impl Call {
         self.arg(duration.as_millis().to_string())
     }
 
+    /// Adds a key, and no argument: the script knows by its place what it is.
+    pub fn also(&mut self, key: Vec<u8>) -> &mut Self {
+        self.keys.push(key);
+        self
+    }
+
     /// Adds a key, unless it is there, and as an argument its index in KEYS.
     pub fn key(&mut self, key: Vec<u8>) -> &mut Self {
         let index = self.index_of(key);

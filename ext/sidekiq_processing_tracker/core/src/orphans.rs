@@ -1,10 +1,11 @@
 //! Recovery on demand, from any process: a console has no engine.
 
 use crate::decision::End;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::identity;
 use crate::keys::Keys;
+use crate::legacy::{self, Search};
 use crate::link::Link;
 use crate::parker::{Parker, Woken};
 use crate::recovery::{Progress, Reaper, Recovery};
@@ -48,6 +49,8 @@ struct Orphans<'a> {
     link: Link,
     reaper: Reaper,
     cancel: &'a Parker,
+    /// The search for instances of the 1.0 gem, until it is over.
+    search: Option<Search>,
     /// The instances that were listed at the call, and their lease ends then. `None` before they were asked for.
     listed: Option<HashMap<Vec<u8>, f64>>,
     current: Option<Recovery>,
@@ -78,6 +81,7 @@ pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recover
         link: Link::new(settings.redis.clone(), settings.redis.read_timeout),
         reaper,
         cancel,
+        search: Some(Search::default()),
         listed: None,
         current: None,
         stuck: HashMap::new(),
@@ -103,6 +107,9 @@ pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recover
 impl Orphans<'_> {
     /// Recovers all that is due, then says whether nothing is left to wait for.
     fn pass(&mut self) -> Result<bool> {
+        if !self.search()? {
+            return Ok(true);
+        }
         if self.listed.is_none() {
             self.listed = Some(
                 scripts::instances(&mut self.link, &self.reaper.keys)?
@@ -120,6 +127,30 @@ impl Orphans<'_> {
             }
             if !self.step()? {
                 return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Looks for instances of the 1.0 gem, all at once. Answers false when it was cancelled.
+    fn search(&mut self) -> Result<bool> {
+        while let Some(search) = &mut self.search {
+            if self.cancel.is_done() {
+                return Ok(false);
+            }
+            let events = &self.recovered.events;
+            let found = search.step(&mut self.link, &self.reaper.keys, self.reaper.pace, |_, warning| {
+                events.push(Event::Warning(warning));
+            });
+            match found {
+                Ok(None) => {}
+                Ok(Some(_)) => self.search = None,
+                // What has no right to search can recover all the same.
+                Err(error @ Error::Refused(_)) if self.failed => {
+                    events.push(Event::Warning(legacy::cannot_search(&error)));
+                    self.search = None;
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(true)

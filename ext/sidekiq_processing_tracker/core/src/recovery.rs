@@ -8,6 +8,7 @@ use crate::events::{Event, Settled};
 use crate::failpoint;
 use crate::identity;
 use crate::keys::Keys;
+use crate::legacy;
 use crate::link::Link;
 use crate::payload;
 use crate::scripts::{self, Found, Orphan, Outcome, Reaped, Settlement};
@@ -52,6 +53,8 @@ pub struct Recovery {
     /// What is being settled. It stays until the call was answered.
     piece: Option<Piece>,
     report: Report,
+    /// The recovery of an instance of the 1.0 gem, which goes another way.
+    legacy: Option<legacy::Recovery>,
 }
 
 /// A job that an instance with its lease holds though no thread of it runs it any more.
@@ -130,6 +133,7 @@ impl Recovery {
     #[must_use]
     pub fn new(from: Vec<u8>) -> Self {
         Self {
+            legacy: legacy::Recovery::of(&from),
             from,
             own: None,
             instance: None,
@@ -164,6 +168,9 @@ impl Recovery {
     /// # Errors
     /// As for every script.
     pub fn step(&mut self, link: &mut Link, reaper: &Reaper, tell: impl FnMut(Event)) -> Result<Progress> {
+        if let Some(legacy) = &mut self.legacy {
+            return legacy.step(link, reaper, tell);
+        }
         if self.instance.is_none() {
             return match &self.own {
                 None => self.reap(link, reaper),
@@ -407,7 +414,7 @@ impl Recovery {
 }
 
 impl Report {
-    fn total(&mut self, end: End) -> &mut u64 {
+    pub(crate) fn total(&mut self, end: End) -> &mut u64 {
         match end {
             End::Requeued => &mut self.requeued,
             End::Dead => &mut self.dead,
@@ -444,6 +451,9 @@ impl Report {
     /// What stays behind and needs a person, if anything does.
     #[must_use]
     pub fn leftovers(&self, keys: &Keys, from: &[u8]) -> Option<String> {
+        if let Some(instance) = legacy::instance(from) {
+            return legacy::leftovers(keys, instance, self);
+        }
         let from = &String::from_utf8_lossy(from);
         if self.overwritten {
             return Some(format!(

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 /// A script and its hash.
 pub struct Script {
-    source: &'static str,
-    hash: LazyLock<String>,
+    pub(crate) source: &'static str,
+    pub(crate) hash: LazyLock<String>,
 }
 
 impl Script {
@@ -32,6 +32,7 @@ impl Script {
     }
 }
 
+/// A script put together of files in `lua/`.
 macro_rules! script {
     ($name:ident, $($file:literal),+) => {
         static $name: Script = {
@@ -43,6 +44,8 @@ macro_rules! script {
         };
     };
 }
+
+pub(crate) use script;
 
 script!(REGISTER, "clock", "register");
 script!(BEAT, "clock", "beat");
@@ -57,7 +60,7 @@ script!(SURVEY, "survey");
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
 pub fn prepare() {
-    for script in [
+    let scripts = [
         &REGISTER,
         &BEAT,
         &TURN,
@@ -67,7 +70,8 @@ pub fn prepare() {
         &CLEAR_LOCK,
         &LEAVE,
         &SURVEY,
-    ] {
+    ];
+    for script in scripts.into_iter().chain(crate::legacy::SCRIPTS) {
         LazyLock::force(&script.hash);
     }
 }
@@ -533,19 +537,7 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
             .arg(orphan.facts.class.as_deref().unwrap_or_default())
             .arg(orphan.decision.reason().map_or("", Reason::name))
             .arg(&orphan.entry[..]);
-        match &orphan.facts.lock {
-            // Without an id it cannot hold one.
-            Some(lock) if orphan.facts.jid.is_some() => call
-                .arg(match lock.kind {
-                    LockKind::UntilAndWhileExecuting => "taken",
-                    LockKind::UntilExecuted => "checked",
-                    LockKind::Other => "held",
-                })
-                .keys(keys::lock(&lock.digest))
-                .number(lock.limit)
-                .millis(lock.ttl.unwrap_or_default()),
-            _ => call.arg("").arg("0").arg("0").arg("0"),
-        };
+        lock_of(&mut call, &orphan.facts);
     }
     let mut answer = Answer::to("recover", link.run(&RECOVER, &call)?)?;
     if answer.text()? != "done" {
@@ -567,6 +559,23 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
         trimmed,
         unsettled_locks,
     }))
+}
+
+/// Adds the lock of sidekiq-unique-jobs that a job may hold.
+pub(crate) fn lock_of(call: &mut Call, facts: &Facts) {
+    match &facts.lock {
+        // Without an id it cannot hold one.
+        Some(lock) if facts.jid.is_some() => call
+            .arg(match lock.kind {
+                LockKind::UntilAndWhileExecuting => "taken",
+                LockKind::UntilExecuted => "checked",
+                LockKind::Other => "held",
+            })
+            .keys(keys::lock(&lock.digest))
+            .number(lock.limit)
+            .millis(lock.ttl.unwrap_or_default()),
+        _ => call.arg("").arg("0").arg("0").arg("0"),
+    };
 }
 
 fn outcome(name: &str, count: u64) -> Result<Outcome> {
@@ -804,7 +813,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn to(call: &'static str, value: Value) -> Result<Self> {
+    pub fn to(call: &'static str, value: Value) -> Result<Self> {
         match value {
             Value::Array(values) => Ok(Self {
                 call,
@@ -824,7 +833,7 @@ impl Answer {
             .ok_or_else(|| Error::protocol(self.call, "it is too short"))
     }
 
-    pub(crate) fn rest(self) -> std::vec::IntoIter<Value> {
+    pub fn rest(self) -> std::vec::IntoIter<Value> {
         self.values
     }
 
@@ -833,16 +842,16 @@ impl Answer {
         self.values.map(|value| bytes(call, value)).collect()
     }
 
-    pub(crate) fn list(&mut self) -> Result<Self> {
+    pub fn list(&mut self) -> Result<Self> {
         Self::to(self.call, self.next()?)
     }
 
-    pub(crate) fn bytes(&mut self) -> Result<Vec<u8>> {
+    pub fn bytes(&mut self) -> Result<Vec<u8>> {
         let value = self.next()?;
         bytes(self.call, value)
     }
 
-    pub(crate) fn text(&mut self) -> Result<String> {
+    pub fn text(&mut self) -> Result<String> {
         let bytes = self.bytes()?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -854,7 +863,7 @@ impl Answer {
         }
     }
 
-    fn number(&mut self) -> Result<u64> {
+    pub fn number(&mut self) -> Result<u64> {
         let value = self.next()?;
         whole(self.call, value)
     }
@@ -888,7 +897,7 @@ pub(crate) fn bytes(call: &'static str, value: Value) -> Result<Vec<u8>> {
     }
 }
 
-fn whole(call: &'static str, value: Value) -> Result<u64> {
+pub(crate) fn whole(call: &'static str, value: Value) -> Result<u64> {
     match value {
         Value::Int(number) => u64::try_from(number).map_err(|_| Error::protocol(call, "a number is negative")),
         _ => Err(Error::protocol(call, "a number was expected")),

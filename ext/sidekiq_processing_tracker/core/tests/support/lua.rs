@@ -21,6 +21,15 @@ script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
 script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
 script!(LEAVE, "requeue", "leave");
+script!(LEGACY_REAP, "clock", "legacy_standing", "legacy_reap");
+script!(
+    LEGACY_MOVE,
+    "clock",
+    "requeue",
+    "unique_locks",
+    "legacy_standing",
+    "legacy_move"
+);
 
 /// Whether a request calls this script, by its hash or whole.
 pub fn is_call(request: &Request, script: &Script) -> bool {
