@@ -137,13 +137,13 @@ fn no_push_is_missed_whatever_threads_do_at_the_moment() {
     assert_at_rest(&server);
 }
 
-/// A proxy that holds the answer to the next turn when told so.
+/// A proxy that holds the answers to turns for a while when told so.
 fn slow_answer(server: &RedisServer) -> (Proxy, Arc<AtomicBool>) {
     let armed = Arc::new(AtomicBool::new(false));
     let proxy = Proxy::start(server.socket_path(), {
         let armed = armed.clone();
         move |request: &Request| {
-            if lua::is_call(request, &lua::TURN) && armed.swap(false, SeqCst) {
+            if lua::is_call(request, &lua::TURN) && armed.load(SeqCst) {
                 Action::delay_reply(Duration::from_millis(300))
             } else {
                 Action::pass()
@@ -161,12 +161,15 @@ fn threads_whose_jobs_others_have_taken_are_not_forgotten() {
     let work = crew(&tracker, &["work"]);
     armed.store(true, SeqCst);
     push(&server, "work", &jobs(2));
-    // Three wait, two jobs come, and one of the three has gone meanwhile: there is a job for each who waits.
+    // One claim for the first, then one for two of whom one gets nothing; and one has gone before that is answered: there is
+    // a job for each who waits.
     let parkers = [waits(&tracker, work), waits(&tracker, work), waits(&tracker, work)];
     eventually(SOON, "two are claimed", || in_flight(&server).len() == 2);
     tracker.engine().stop_waiting(work, &parkers[2]);
-    eventually(SOON, "they are ready", || tracker.engine().has_ready(work));
-    // Others come by and take them.
+    armed.store(false, SeqCst);
+    // Others come by and take them, both when both are there.
+    eventually(SOON, "the second claim is answered", || parkers[0].is_done() || parkers[1].is_done());
+    thread::sleep(Duration::from_millis(600));
     let taken = [tracker.engine().take(work).unwrap(), tracker.engine().take(work).unwrap()];
     // So who was woken finds nothing, and waits again.
     let woken = parkers.iter().position(|parker| parker.is_done()).unwrap();
@@ -204,6 +207,7 @@ fn what_is_claimed_for_threads_that_have_gone_goes_back_in_its_order() {
     for parker in &parkers {
         tracker.engine().stop_waiting(work, parker);
     }
+    armed.store(false, SeqCst);
     eventually(SOON, "they are back", || in_flight(&server).is_empty() && queue(&server, "work").len() == 5);
     assert_eq!(queue(&server, "work"), jobs(5));
     assert!(!tracker.engine().has_ready(work));
@@ -213,6 +217,7 @@ fn what_is_claimed_for_threads_that_have_gone_goes_back_in_its_order() {
     let parker = waits(&tracker, work);
     eventually(SOON, "one is claimed", || in_flight(&server).len() == 1);
     tracker.engine().be_quiet(work, true);
+    armed.store(false, SeqCst);
     assert_eq!(parker.wait(Some(Instant::now() + SOON)), Woken::Done);
     assert!(tracker.engine().take(work).is_none());
     eventually(SOON, "it is back", || in_flight(&server).is_empty());
