@@ -243,7 +243,7 @@ fn a_storm_costs_no_job_and_doubles_only_those_whose_acks_it_cut() {
     let mut recovered: BTreeMap<String, BTreeMap<usize, usize>> = BTreeMap::new();
     let mut journalled: BTreeMap<String, usize> = BTreeMap::new();
     for line in journal(server) {
-        assert_eq!((line.outcome.as_str(), line.recoveries), ("requeued", 1), "{line:?}");
+        assert_eq!(line.outcome, "requeued", "{line:?}");
         if line.from != line.by {
             let label = line.from.split(':').next().unwrap();
             let process = label.rsplit('-').next().unwrap().parse().unwrap();
