@@ -26,13 +26,12 @@ RSpec.describe "a garbage collection", :gc_stress do
 
       crew = engine.add_crew([+"claimed", +"claimed"], false)
       # A claimed job that nobody takes at once goes back to its queue, and a collection in each allocation takes longer.
-      handle, stress = nil, GC.stress
+      handle, stress, GC.stress = nil, GC.stress, false
       until handle
-        GC.stress = false
         raise "not woken" unless engine.wait_for_work(crew, 10_000)
-        GC.stress = stress
         handle, queue, payload = engine.take(crew, nil)
       end
+      GC.stress = stress
       raise "another job" unless [queue, payload, payload.encoding] == ["claimed", "größe", Encoding::UTF_8]
       raise "not marked" unless engine.mark(+"Größe", 10_000)
       engine.ack(handle)
