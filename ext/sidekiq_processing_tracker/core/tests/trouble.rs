@@ -23,8 +23,8 @@ use support::lua;
 use support::proxy::{relay, Action, End, OnConnect, Plan, Proxy, Request};
 use support::redis_server::RedisServer;
 use support::tracker::{
-    assert_at_rest, forgetful, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs, journal,
-    keys, link, queue, recover_all, settings, stat, Tracker, SOON, STEP, TTL,
+    assert_at_rest, forgetful, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs,
+    journal, keys, link, queue, recover_all, settings, stat, Tracker, SOON, STEP, TTL,
 };
 use support::wait::eventually;
 
