@@ -55,7 +55,7 @@ RSpec.describe "poison pills" do
     example.reporter.message("  #{workers.size} processes, #{(now - begun).round} s")
     expect(dead.map { |job| job.values_at("jid", "error_class") }).to eq([[Queues.jid(pill), "Sidekiq::ProcessingTracker::PoisonPill"]])
     expect(dead.first["error_message"]).to include("4 times")
-    expect(Queues.journal(redis).select { |line| line["outcome"] != "requeued" }.size).to eq(1)
+    expect(Queues.journal(redis).count { |line| line["outcome"] != "requeued" }).to eq(1)
     expect(workers.size).to eq(5)
     eventually("the acks") { Queues.everywhere(redis).empty? }
     counters = redis.call("KEYS", "sidekiq_processing:recoveries:*")
