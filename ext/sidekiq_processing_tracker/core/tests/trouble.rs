@@ -129,7 +129,7 @@ fn one_whose_lease_is_taken_again_and_again_registers_at_a_pace() {
     let mut handles = Vec::new();
     while start.elapsed() < TTL * 2 {
         // What is new here wants its record, and so the loss is seen at once each time.
-        handles.push(tracker.track("work", &job("new")));
+        handles.push(tracker.track("work", &job(&format!("new-{}", handles.len()))));
         let () = take_all.arg(keys().inflight("*")).invoke(&mut connection).unwrap();
     }
     let losses = tracker.count(is_lease_lost);
