@@ -41,7 +41,7 @@
        left_running: %i[other]}
     ].map { |row| cell.new(**same, **row) }
 
-    # @return [Array<String, nil>] the jids
+    # @return [Array<String, nil>] the jids; nil where a lock has refused it
     def push(cells, part, undying: false, filler: "", **fields)
       jobs = cells.map { |one| [UniqueApp.job_class(one.lock, limit: one.limit, undying: undying), gate.path, one.to_s, filler] }
       app.push(jobs, **fields).each_with_index { |jid, i| jids[cells[i]][part] = jid }
@@ -194,6 +194,13 @@
       free = some.select { |one| one.limit == 1 }
       push(free, :late)
       expect(free.map { |one| jids[one][:late] }).to all(be_a(String))
+
+      # And what is held of a job that waits is free when a person says so.
+      one = free.find { |candidate| candidate.lock == "until_executed" }
+      expect(push([one], :refused)).to eq([nil])
+      waiting = Queues.queued(redis).find { |payload| Queues.jid(payload) == jids[one][:late] }
+      expect(Watching.watch(redis).clear_unique_jobs_lock(JSON.parse(waiting))).to be(true)
+      expect(push([one], :last)).to all(be_a(String))
     end
   end
 end
