@@ -187,18 +187,22 @@ module Bench
       # What a process that has ended had on record, before anybody can have put it back. The second look sees all that it had sent
       # before its end: the first one may have been answered before that was read.
       def ended(life)
-        say("#{life} has ended by itself:\n#{life.log.lines.last(20).join}") unless life.killed? || life.term_at
+        say("#{life} has ended by itself, #{life.status}") unless life.killed? || life.term_at
         return unless @contender.records
 
-        @looker.send_for { |client| life.in_flight = 2.times.map { in_flight(client, life) }.last }
+        @looker.send_for do |client|
+          life.in_flight = 2.times.map {
+            identities(client).grep(/\A#{life.label}:/).to_h { |identity| [identity, in_flight(client, identity)] }
+          }.last
+        end
       end
 
-      def in_flight(client, life)
-        identities = client.call("ZRANGE", "#{NAMESPACE}:instances", 0, -1).grep(/\A#{life.label}:/)
-        identities.to_h do |identity|
-          fields = client.call("HGETALL", "#{NAMESPACE}:inflight:#{identity}")
-          [identity, fields.except("call").values.map { |payload| Jobs.number(Queues.jid(payload)) }]
-        end
+      def identities(client) = client.call("ZRANGE", "#{NAMESPACE}:instances", 0, -1)
+
+      # @return [Array<Integer>] the numbers of the jobs
+      def in_flight(client, identity)
+        fields = client.call("HGETALL", "#{NAMESPACE}:inflight:#{identity}")
+        fields.except("call").values.map { |payload| Jobs.number(Queues.jid(payload)) }
       end
 
       def settle
@@ -225,8 +229,8 @@ module Bench
       def observe
         @redis.with do |client|
           State.new(queued: Jobs::QUEUES.keys.sum { |queue| client.call("LLEN", "queue:#{queue}") },
-            retries: client.call("ZCARD", "retry"), in_flight: Worker.in_flight(client, @contender),
-            instances: client.call("ZCARD", "#{NAMESPACE}:instances"))
+            retries: client.call("ZCARD", "retry"), in_flight: identities(client).sum { |identity| in_flight(client, identity).size },
+            instances: identities(client).size)
         end
       end
 

@@ -1,5 +1,7 @@
 # frozen_string_literal: true
 
+require "set"
+
 module Bench
   module Chaos
     # What became of each job, from what the jobs noted and what the tracker journalled; and what should not have happened.
@@ -18,7 +20,9 @@ module Bench
       ALARMS = /reports no more events|InternalError|panicked|could not leave in time|\bcould not \w+ a job\b/
       PILL = "Sidekiq::ProcessingTracker::PoisonPill"
 
-      # @return [Array<String>] what should not have happened
+      # @return [Array<String>] the jobs that never came to an end
+      attr_reader :losses
+      # @return [Array<String>] what else should not have happened
       attr_reader :wrongs
       # @return [Hash{Symbol => Integer}]
       attr_reader :figures
@@ -34,11 +38,13 @@ module Bench
         @journal = recorded ? run.journal : []
         @moved = @journal.group_by { |line| Jobs.number(line.fetch("jid")) }
         @origins = @journal.group_by { |line| origin(line) }
-        @figures = count
+        @lost = find_lost
+        @losses = @lost.map { |number| "job #{number} is lost: #{story(number)}" }
         check_run
         check_jobs
         check_lives
         check_records if recorded
+        @figures = count
       end
 
       private
@@ -73,14 +79,19 @@ module Bench
         end
       end
 
+      def find_lost
+        poisoned = pills.to_set { |job| Jobs.number(job.fetch("jid")) }
+        (1..@run.jobs.count).reject { |number| poisoned.include?(number) || ended(number).any? }
+      end
+
+      # @return [Array<Hash>] jobs that were orphaned too often
+      def pills = @run.dead.select { |job| job["error_class"] == PILL }
+
       def count
         numbers = 1..@run.jobs.count
-        pills = @run.dead.select { |job| job["error_class"] == PILL }.to_h { |job| [Jobs.number(job.fetch("jid")), job] }
-        @lost = numbers.reject { |number| pills.key?(number) || ended(number).any? }
-        again = numbers.sum { |number| again(number) }
         {
-          jobs: @run.jobs.count, lost: @lost.size, pills: pills.size, again: again,
-          twice: numbers.sum { |number| [ended(number).size - 1, 0].max },
+          jobs: @run.jobs.count, lost: @losses.size, wrongs: @wrongs.size, pills: pills.size,
+          again: numbers.sum { |number| again(number) }, twice: numbers.sum { |number| [ended(number).size - 1, 0].max },
           orphans_killed: orphans(:killed), orphans_stopped: orphans(:stopped), orphans_ended: orphans(:ended),
           orphans_dropped: orphans(:dropped), put_back: numbers.sum { |number| put_back(number) },
           kills: @lives.count(&:killed_at_work), boot_kills: @lives.count { |life| life.killed? && !life.killed_at_work },
@@ -113,7 +124,6 @@ module Bench
       end
 
       def check_jobs
-        @lost.each { |number| wrong("job #{number} is lost: #{story(number)}") }
         @executions.each_key do |number|
           failed = @executions[number].count { |execution| execution.outcome == "fail" }
           next if @executions[number].size <= 1 + failed + reasons(number)
@@ -164,8 +174,7 @@ module Bench
       def check_totals
         journalled = @journal.map { |line| line.fetch("outcome") }.tally
         wrong("the totals are #{@run.totals}, the journal has #{journalled}") if @run.totals != journalled
-        others = @run.dead.reject { |job| job["error_class"] == PILL }
-        others.each { |job| wrong("job #{job["jid"]} is in the dead set for #{job["error_class"]}: #{job["error_message"]}") }
+        (@run.dead - pills).each { |job| wrong("job #{job["jid"]} is in the dead set for #{job["error_class"]}: #{job["error_message"]}") }
       end
 
       def check_keys
