@@ -11,7 +11,9 @@ class ChaosNotes
   def call(instance, job, _queue)
     number = job["args"].first
     instance.attempt = job["retry_count"] ? job["retry_count"] + 1 : 0
-    Marks.note("begin #{number} #{Marks.clock}")
+    # A job may run twice at once in one process: that lost its lease with the first run and has claimed it again.
+    run = instance.object_id
+    Marks.note("begin #{number} #{run} #{Marks.clock}")
     outcome = "cut"
     result = yield
     outcome = "end"
@@ -20,7 +22,7 @@ class ChaosNotes
     outcome = "fail"
     raise
   ensure
-    Marks.note("#{outcome} #{number} #{Marks.clock}")
+    Marks.note("#{outcome} #{number} #{run} #{Marks.clock}")
   end
 end
 

@@ -18,6 +18,8 @@ module Bench
       attr_reader :ended_at
       # @return [Process::Status, nil]
       attr_reader :status
+      # @return [Float, nil] when it was killed
+      attr_reader :killed_at
       # @return [Boolean] whether it was up when it was killed
       attr_reader :killed_at_work
       # @return [Array<Array(Float, Float)>] from when it stood still, and for how long
@@ -34,14 +36,14 @@ module Bench
         @pid = worker.pid
         @born_at = Eventually.now
         @stops = []
-        @stopped = @killed = @killed_at_work = false
+        @stopped = @killed_at_work = false
       end
 
       # @return [Boolean] whether it has booted
       def up? = !!File.size?(@worker.marks_file)
 
       # @return [Boolean] whether something can happen to it that tells something
-      def at_work? = up? && !ended? && !@stopped && !term_at && !@killed
+      def at_work? = up? && !ended? && !@stopped && !term_at && !killed?
 
       # @return [Boolean] whether it has ended, as far as {#look} has found out
       def ended? = !ended_at.nil?
@@ -56,7 +58,7 @@ module Bench
 
       def kill
         @killed_at_work = at_work?
-        @killed = true
+        @killed_at ||= Eventually.now
         @worker.process.signal(:KILL)
       end
 
@@ -81,7 +83,10 @@ module Bench
         @worker.process.resume
       end
 
-      def killed? = @killed
+      def killed? = !killed_at.nil?
+
+      # @return [Boolean] whether it stood still at any moment between these
+      def stopped_between?(from, to) = @stops.any? { |at, seconds| at < to && at + seconds > from }
 
       # @return [Float] seconds of the longest time that it stood still
       def longest_stop = @stops.map(&:last).max || 0.0

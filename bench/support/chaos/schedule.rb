@@ -64,7 +64,8 @@ module Bench
           deck = DECK.flat_map { |kind, (count, _)| [kind] * count }.shuffle(random: @dice)
           events.concat(deck.map { |kind| draw(kind, at += pause) })
         end
-        events.take(events.rindex { |event| event.kind == :kill } + 1)
+        last = events.select { |event| event.kind == :kill }[kills - 1]
+        events.take_while { |event| event.at <= last.at }
       end
 
       def draw(kind, at)

@@ -16,8 +16,12 @@ module Bench
       LEFT_OVER = /\A(queue:.+|retry|schedule)\z/
       # A job that ends so shortly before Sidekiq's time is up may be put back all the same.
       CLOSE = 0.5
+      # Sidekiq gives up a retry that it could not write in so many seconds.
+      RETRY = 5
+      # An ack is late after so many seconds, however loaded the machine is.
+      LATE = 2
       # What a process says of itself that it must not.
-      ALARMS = /reports no more events|InternalError|panicked|could not leave in time|\bcould not \w+ a job\b/
+      ALARMS = /reports no more events|InternalError|panicked|failed to \w+ a job/
       PILL = "Sidekiq::ProcessingTracker::PoisonPill"
 
       # @return [Array<String>] the jobs that never came to an end
@@ -52,14 +56,14 @@ module Bench
       def read(life)
         open = {}
         life.notes.each do |line|
-          what, number, at = line.split
+          what, number, run, at = line.split
           next if what == "up"
 
           number = Integer(number)
           if what == "begin"
-            @executions[number] << (open[number] = Execution.new(life, Float(at)))
+            @executions[number] << (open[run] = Execution.new(life, Float(at)))
           else
-            execution = open.delete(number)
+            execution = open.delete(run)
             execution.outcome = what
             execution.ended_at = Float(at)
           end
@@ -148,18 +152,59 @@ module Bench
       # Sidekiq does not boot while Redis is away.
       def refused_boot?(life)
         life.notes.none? { |line| line.start_with?("begin") } &&
-          @run.troubles.any? { |from, to| from < life.ended_at && to > life.born_at }
+          troubled?(life.born_at, life.ended_at)
       end
+
+      # @return [Boolean] whether something was the matter with Redis at any moment between these
+      def troubled?(from, to) = @run.troubles.any? { |begun, over| begun < to && over > from }
 
       def check_records
         %i[unknown alive].each do |origin|
           @origins.fetch(origin, []).each { |line| wrong("a job was taken from a process that lives: #{line}") }
         end
-        wrong("threads have dropped jobs though Redis was there: #{@origins[:dropped].first(3)}") if @run.troubles.empty? && @origins.key?(:dropped)
+        check_dropped
+        check_left
+        check_acks
         check_orphans
         check_totals
         check_keys
       end
+
+      # A thread may drop a job whose retry it could not write, and no other.
+      def check_dropped
+        @origins.fetch(:dropped, []).each do |line|
+          number = Jobs.number(line.fetch("jid"))
+          excused = runs_in(@run.fleet.of(line.fetch("from")), number).any? do |execution|
+            execution.outcome == "fail" && troubled?(execution.ended_at, execution.ended_at + RETRY)
+          end
+          wrong("a thread has dropped job #{number}, nobody knows why: #{story(number)}") unless excused
+        end
+      end
+
+      # A process that ends well leaves nothing behind, where it can tell Redis.
+      def check_left
+        @origins.fetch(:ended, []).each do |line|
+          life = @run.fleet.of(line.fetch("from"))
+          next if troubled?(life.term_at || life.born_at, life.ended_at)
+
+          number = Jobs.number(line.fetch("jid"))
+          wrong("#{life} has left job #{number} behind, though Redis was there: #{story(number)}")
+        end
+      end
+
+      # What has ended is not on record for long. (Of a job that fails, it may be the retry that was on record, not yet begun.)
+      def check_acks
+        @origins.fetch(:killed, []).each do |line|
+          life = @run.fleet.of(line.fetch("from"))
+          number = Jobs.number(line.fetch("jid"))
+          from = runs_in(life, number).last&.ended_at unless @run.jobs.failures(number).positive?
+          next if from.nil? || life.killed_at - from < LATE || troubled?(from, life.killed_at) || life.stopped_between?(from, life.killed_at)
+
+          wrong("job #{number} was not acked though it had ended: #{story(number)}")
+        end
+      end
+
+      def runs_in(life, number) = @executions[number].select { |execution| execution.life.equal?(life) }
 
       # All that a process had on record when it was dead has been recovered.
       def check_orphans
