@@ -65,7 +65,7 @@ RSpec.describe "ActiveJob" do
       eventually("the ack") { Queues.everywhere(redis).empty? }
       # What nobody has on record is not there to be told of.
       unmarked_too = (fetch == :native) ? [%w[UnmarkedTask dead]] : []
-      expect(Queues.journal(redis).map { |job| job.values_at("class", "outcome") }).to match_array([%w[MarkedTask requeued], *unmarked_too])
+      expect(Queues.journal(redis).map { |job| job.values_at("class", "outcome") }).to contain_exactly(%w[MarkedTask requeued], *unmarked_too)
     end
 
     it "recovers a job that only its wrapped class marks" do
