@@ -16,7 +16,7 @@ rescue LoadError => error
   rescue LoadError => error
     raise unless error.path == libraries.last
 
-    others = Dir[File.join(__dir__, "*.*", "native.*")].map { |file| File.basename(File.dirname(file)) }.uniq.sort
+    others = Dir["#{__dir__}/*.*/native.*"].map { |file| File.basename(File.dirname(file)) }.uniq.sort
     raise LoadError, <<~TEXT, cause: nil
       sidekiq-processing-tracker has no native library for Ruby #{minor} here#{", but for #{others.join(" and ")}" if others.any?}.
       Install the gem that is compiled on this machine (that takes cargo and a minute or two):
