@@ -40,7 +40,7 @@ RSpec.describe "ActiveJob" do
 
       begin
         require "sidekiq/rails"
-      rescue LoadError
+      rescue LoadError, NameError
         # Without Rails: the class from that file which the adapter needs.
         module Sidekiq::ActiveJob
           class Wrapper
@@ -94,13 +94,15 @@ RSpec.describe "ActiveJob" do
   def self.with_each_application(&examples)
     context("without Rails") do
       let(:app) { without_rails }
+
       class_exec(&examples)
     end
 
-    context("in a Rails application") do
+    context("with a Rails application") do
       before { skip "railties is not in this bundle" if Gem::Specification.find_all_by_name("railties").empty? }
 
       let(:app) { with_rails }
+
       class_exec(&examples)
     end
   end
@@ -126,7 +128,7 @@ RSpec.describe "ActiveJob" do
         eventually("the ack") { Queues.everywhere(redis).empty? }
         # What nobody has on record is not there to be told of.
         unmarked_too = (fetch == :native) ? [%w[UnmarkedTask dead]] : []
-        expect(Queues.journal(redis).map { |job| job.values_at("class", "outcome") }).to match_array([%w[MarkedTask requeued], *unmarked_too])
+        expect(Queues.journal(redis).map { |job| job.values_at("class", "outcome") }).to contain_exactly(%w[MarkedTask requeued], *unmarked_too)
       end
 
       it "recovers a job that only its wrapped class marks" do

@@ -6,11 +6,10 @@ RSpec.describe "children of a parent that has loaded everything" do
   let(:redis) { RedisServer.new }
   let(:gate) { Gate.new }
 
-  # The parent has used Redis and the library before it forks: its children share none of that.
+  # Sidekiq's command comes first, as it is with its configure_server. The parent has used Redis and the library before it forks:
+  # its children share none of that.
   let(:swarm) do
-    ScriptProcess.new(redis, <<~RUBY)
-      require "sidekiq/cli"
-
+    ScriptProcess.new(redis, <<~RUBY, env: {"RUBYOPT" => [ENV["RUBYOPT"], "-rsidekiq/cli"].compact.join(" ")})
       Sidekiq::ProcessingTracker.stats
       Sidekiq::ProcessingTracker.in_flight.to_a
       Sidekiq.redis { |conn| conn.get("nothing") }
