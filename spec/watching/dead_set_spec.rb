@@ -22,7 +22,7 @@ RSpec.describe "a poison pill" do
       require "sidekiq/api"
       Sidekiq.logger.level = Logger::WARN
       Sidekiq.configure_client { |config| config } # as an initializer does
-      config = SidekiqConfig.current
+      config = Sidekiq.respond_to?(:default_configuration) ? Sidekiq.default_configuration : Sidekiq
       config.death_handlers << ->(_, _) { raise "secret" }
       config.death_handlers << ->(job, error) { puts "died|\#{job["jid"]}|\#{job["args"].size}|\#{error.class}" }
       Sidekiq::ProcessingTracker.on(:dead) { |event| puts "told|\#{event.jid}|\#{event.reason}|\#{event.recoveries}|\#{event.from}" }
