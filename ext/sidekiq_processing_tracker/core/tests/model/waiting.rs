@@ -278,7 +278,7 @@ impl Waiting {
     }
 
     /// What is to be looked at for threads that wait in vain.
-    fn to_look_at(&self, state: &State) -> u8 {
+    fn queues_of_idle(&self, state: &State) -> u8 {
         (0..CREWS)
             .filter(|crew| state.crews[*crew].is_idle())
             .fold(0, |queues, crew| queues | self.config.queues[crew])
@@ -305,7 +305,7 @@ impl Waiting {
             state.claims = Claims::TurnSent;
             return;
         }
-        let queues = self.to_look_at(state);
+        let queues = self.queues_of_idle(state);
         let valid = state.of_connection && (state.of_listener || self.is(Mutation::AnyListener));
         if queues == 0 || (queues & !state.watched == 0 && valid) || !state.knows {
             state.claims = Claims::Sleeps;
