@@ -24,7 +24,7 @@ use support::rng::{seed, Rng};
 use support::tracker::{
     assert_at_rest, in_flight, is_lease_lost, job, jobs, keys, native, queue, settings, Tracker, SOON, STEP,
 };
-use support::wait::{eventually, eventually_some};
+use support::wait::eventually;
 use support::workers::{at_once, strict, weighted, Book, Perform, Workers};
 
 /// Less than the pause between two looks.
@@ -479,7 +479,7 @@ fn a_dropped_job_that_redis_refuses_for_a_moment_is_settled_when_it_does_not() {
     let work = crew(&tracker, &["work"]);
     // Nobody has said of the first that it may run twice.
     let unmarked = br#"{"class":"HardJob","args":[],"jid":"unmarked"}"#.to_vec();
-    push(&server, "work", &[unmarked.clone()]);
+    push(&server, "work", &[unmarked]);
     push(&server, "work", &[job("marked")]);
     let taken = [take(&tracker, work, SOON), take(&tracker, work, SOON)];
     let replicate = |to: &[&str]| {
