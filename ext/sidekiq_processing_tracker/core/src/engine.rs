@@ -8,7 +8,7 @@ use crate::parker::Parker;
 use crate::registry::{Handle, Requeueing, Standing, Taken};
 use crate::scripts;
 use crate::settings::Settings;
-use crate::shared::{Phase, Shared};
+use crate::shared::{Phase, Shared, State};
 use crate::{claims, control, threads, wake};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -103,15 +103,26 @@ impl Engine {
     /// lease first comes a beat.
     #[must_use]
     pub fn take(&self, crew: usize) -> Option<Taken> {
-        let mut state = self.shared.state();
+        self.take_ready(&mut self.shared.state(), crew)
+    }
+
+    fn take_ready(&self, state: &mut State, crew: usize) -> Option<Taken> {
         if !state.registry.has_ready(crew) || !state.is_within_lease() {
             return None;
         }
         let taken = state.registry.take(crew, Instant::now());
         if state.registry.is_hungry() {
-            self.shared.nudge(&mut state);
+            self.shared.nudge(state);
         }
         taken
+    }
+
+    /// A thread of a crew has been woken. It waits no more, and takes a job, if nobody else has been faster.
+    #[must_use]
+    pub fn arrive(&self, crew: usize, parker: &Arc<Parker>) -> Option<Taken> {
+        let mut state = self.shared.state();
+        state.registry.arrive(crew, parker);
+        self.take_ready(&mut state, crew)
     }
 
     /// A thread of a crew waits for a job. Answers where; `None` when it need not, or should not: there is a job to take, or
@@ -151,7 +162,7 @@ impl Engine {
         self.shared.state().gives_work(crew)
     }
 
-    /// A thread of a crew waits no more: it has been woken, or it has gone. Answers whether more may come.
+    /// A thread of a crew waits no more, though nothing has come for it.
     pub fn stop_waiting(&self, crew: usize, parker: &Arc<Parker>) {
         let mut state = self.shared.state();
         state.registry.stop_waiting(crew, parker, Instant::now());

@@ -2,6 +2,7 @@
 //!
 //! All of it lies under one lock, which is never held over a call to Redis, a wait, or anything of Ruby's.
 
+use crate::claims::Claims;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::events::{Event, Events, LostJob};
@@ -23,6 +24,8 @@ pub(crate) struct Shared {
     /// Ruby has done something since the last note of it.
     pub progress: AtomicBool,
     state: Mutex<State>,
+    /// What the claims thread works with. Who has the lock is at the helm. It is never taken by one who has the state's.
+    pub helm: Mutex<Option<Claims>>,
     pub claims_wake: Condvar,
     pub control_wake: Condvar,
     pub alarm_wake: Condvar,
@@ -45,8 +48,10 @@ pub(crate) struct State {
     pub beat_waiters: Vec<Arc<Parker>>,
     /// The control thread cannot connect and wants its beat sent by the claims thread.
     pub ride: bool,
-    /// The claims thread waits for something to do.
+    /// The claims thread waits for something to do, and nobody else is at the helm.
     pub claims_idle: bool,
+    /// Until when the claims thread waits, at most.
+    pub claims_until: Option<Instant>,
     /// The id of the connection that is told of changes in queues, while there is one.
     pub told: Option<i64>,
     /// It was told of one.
@@ -160,6 +165,7 @@ impl Shared {
                 beat_waiters: Vec::new(),
                 ride: false,
                 claims_idle: false,
+                claims_until: None,
                 told: None,
                 alarm: false,
                 instances: 1,
@@ -169,6 +175,7 @@ impl Shared {
                 health: Health::default(),
                 ended: Vec::new(),
             }),
+            helm: Mutex::new(None),
             claims_wake: Condvar::new(),
             control_wake: Condvar::new(),
             alarm_wake: Condvar::new(),

@@ -1,8 +1,9 @@
 //! The wake thread: is told by Redis when a queue changes in which this instance has looked for jobs in vain.
 //!
-//! It only listens. The claims thread looks, and asks Redis to tell this connection of changes in what it has looked at
-//! (docs/protocol.md, "Waiting for work").
+//! The claims thread looks, and asks Redis to tell this connection of changes in what it has looked at (docs/protocol.md,
+//! "Waiting for work"). Then this thread claims.
 
+use crate::claims;
 use crate::control::Attempts;
 use crate::error::{Error, Result};
 use crate::link;
@@ -76,11 +77,7 @@ fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
     drop(state);
     loop {
         match messages.get_message() {
-            Ok(_) => {
-                let mut state = shared.state();
-                state.alarm = true;
-                shared.nudge(&mut state);
-            }
+            Ok(_) => claims::answer_alarm(shared),
             Err(error) if error.is_timeout() => {}
             Err(error) => return Err(error.into()),
         }

@@ -10,7 +10,7 @@ use processing_tracker_core as core;
 use processing_tracker_core::crew::Plan;
 use processing_tracker_core::engine::{Recorded, END_WITHIN};
 use processing_tracker_core::events::Next;
-use processing_tracker_core::registry::{Handle, Requeueing};
+use processing_tracker_core::registry::{Handle, Requeueing, Taken};
 use std::time::{Duration, Instant};
 
 /// The engine. It is never freed: in a forked child its locks may be held by threads that do not exist there, and a
@@ -61,42 +61,35 @@ impl Engine {
         })
     }
 
-    /// `#take(crew, encoding)`: a job that is claimed for the crew: its handle, its queue, its payload; nil when there is
-    /// none. The payload's encoding is the one that is named, and without a name UTF-8, or binary where it is not valid as such.
-    /// Never blocks.
-    pub fn take(ruby: &Ruby, this: &Self, crew: usize, encoding: Value) -> Result<Value, Error> {
+    /// `#next_job(crew, timeout_ms, encoding)`: waits for a job that is claimed for the crew, without the GVL: its handle, its
+    /// queue, its payload; nil when the time is over, false when no job will come any more. The payload's encoding is the one
+    /// that is named, and without a name UTF-8, or binary where it is not valid as such. Raises what others raise into the
+    /// thread only while it waits, never with a job in its hands.
+    pub fn next_job(ruby: &Ruby, this: &Self, crew: usize, timeout_ms: u64, encoding: Value) -> Result<Value, Error> {
         errors::guard(ruby, || {
-            let Some(taken) = this.mine().and_then(|engine| engine.take(crew)) else {
-                return Ok(ruby.qnil().as_value());
+            let Some(engine) = this.mine() else {
+                return Ok(ruby.qfalse().as_value());
             };
-            let payload = ruby.str_from_slice(&taken.payload);
-            if !encoding.is_nil() {
-                payload.enc_associate(RbEncoding::try_convert(encoding)?)?;
-            } else if std::str::from_utf8(&taken.payload).is_ok() {
-                payload.enc_associate(ruby.utf8_encindex())?;
+            if let Some(taken) = engine.take(crew) {
+                return job(ruby, &taken, encoding);
             }
-            let job = ruby.ary_new_capa(3);
-            job.push(taken.handle)?;
-            job.push(events::text(ruby, &taken.queue)?)?;
-            job.push(payload)?;
-            Ok(job.as_value())
-        })
-    }
-
-    /// `#wait_for_work(crew, timeout_ms)`: waits until there may be a job to take, without the GVL. Whether it is worth
-    /// trying: false when the time is over, nil when no job will come any more.
-    pub fn wait_for_work(ruby: &Ruby, this: &Self, crew: usize, timeout_ms: u64) -> Result<Option<bool>, Error> {
-        errors::guard(ruby, || {
-            let Some(engine) = this.mine() else { return Ok(None) };
             let deadline = after(timeout_ms);
-            while let Some(parker) = engine.wait_for_work(crew) {
-                let woken = gvl::wait_in(ruby, &parker, Some(deadline), gvl::LONG_SLICE);
-                engine.stop_waiting(crew, &parker);
-                if !woken? {
-                    return Ok(Some(false));
+            while engine.gives_work(crew) {
+                let taken = match engine.wait_for_work(crew) {
+                    None => engine.take(crew),
+                    Some(parker) => match gvl::wait_in(ruby, &parker, Some(deadline), gvl::LONG_SLICE) {
+                        Ok(true) => engine.arrive(crew, &parker),
+                        ended => {
+                            engine.stop_waiting(crew, &parker);
+                            return ended.map(|_| ruby.qnil().as_value());
+                        }
+                    },
+                };
+                if let Some(taken) = taken {
+                    return job(ruby, &taken, encoding);
                 }
             }
-            Ok(engine.gives_work(crew).then_some(true))
+            Ok(ruby.qfalse().as_value())
         })
     }
 
@@ -264,6 +257,20 @@ impl Engine {
             Ok(engine.has_left())
         })
     }
+}
+
+fn job(ruby: &Ruby, taken: &Taken, encoding: Value) -> Result<Value, Error> {
+    let payload = ruby.str_from_slice(&taken.payload);
+    if !encoding.is_nil() {
+        payload.enc_associate(RbEncoding::try_convert(encoding)?)?;
+    } else if std::str::from_utf8(&taken.payload).is_ok() {
+        payload.enc_associate(ruby.utf8_encindex())?;
+    }
+    let job = ruby.ary_new_capa(3);
+    job.push(taken.handle)?;
+    job.push(events::text(ruby, &taken.queue)?)?;
+    job.push(payload)?;
+    Ok(job.as_value())
 }
 
 fn requeued(ruby: &Ruby, unrecorded: Vec<Handle>, pending: Vec<Handle>) -> Result<RHash, Error> {

@@ -32,8 +32,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     class.define_singleton_method("start", function!(engine::Engine::start, 1))?;
     class.define_method("identity", method!(engine::Engine::identity, 0))?;
     class.define_method("add_crew", method!(engine::Engine::add_crew, 2))?;
-    class.define_method("take", method!(engine::Engine::take, 2))?;
-    class.define_method("wait_for_work", method!(engine::Engine::wait_for_work, 2))?;
+    class.define_method("next_job", method!(engine::Engine::next_job, 3))?;
     class.define_method("quiet", method!(engine::Engine::quiet, 2))?;
     class.define_method("mark", method!(engine::Engine::mark, 2))?;
     class.define_method("track", method!(engine::Engine::track, 3))?;
