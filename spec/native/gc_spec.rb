@@ -24,13 +24,12 @@ RSpec.describe "a garbage collection", :gc_stress do
       raise "an event from nowhere" if engine.next_event(0)
 
       crew = engine.add_crew([+"claimed", +"claimed"], false)
-      raise "not woken" unless engine.wait_for_work(crew, 10_000)
-      handle, queue, payload = engine.take(crew, nil)
+      handle, queue, payload = engine.next_job(crew, 10_000, nil)
       raise "another job" unless [queue, payload, payload.encoding] == ["claimed", "größe", Encoding::UTF_8]
       raise "not marked" unless engine.mark(+"Größe", 10_000)
       engine.ack(handle)
       engine.quiet(crew, true)
-      raise "work for nobody" unless engine.wait_for_work(crew, 10_000).nil? && engine.take(crew, Encoding::BINARY).nil?
+      raise "work for nobody" unless engine.next_job(crew, 10_000, Encoding::BINARY) == false
       raise "another key" unless Native.namespaced_key(+"name", +"key") == "name:key"
       raise "no value" unless Native.read_key(settings[:redis], +"key", 1_000) == "value"
       raise "not counted" unless Native.reenqueue_orphans(settings).key?("requeued")

@@ -78,7 +78,7 @@ const GRACE: Duration = Duration::from_millis(20);
 /// Longer pauses between two takes say nothing about the pace of work.
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 /// How much earlier a claim goes than it would have to if all took as long as it usually does.
-const HASTE: f64 = 3.0;
+const HASTE: f64 = 1.5;
 
 /// The threads that wait, and the jobs that are claimed for them.
 ///
