@@ -124,7 +124,7 @@ module Bench
 
       def check_run
         wrong("not everything came to an end: #{@run.state}") unless @run.settled
-        @run.bad_ends.each { |life| wrong("#{life} did not end well (#{life.status}):\n#{life.log.lines.last(10).join}") }
+        @run.bad_ends.reject(&:failed_stop?).each { |life| wrong("#{life} did not end well (#{life.status}):\n#{life.log.lines.last(10).join}") }
       end
 
       def check_jobs
@@ -185,7 +185,7 @@ module Bench
       def check_left
         @origins.fetch(:ended, []).each do |line|
           life = @run.fleet.of(line.fetch("from"))
-          next if troubled?(life.term_at || life.born_at, life.ended_at)
+          next if life.failed_stop? || troubled?(life.term_at || life.born_at, life.ended_at)
 
           number = Jobs.number(line.fetch("jid"))
           wrong("#{life} has left job #{number} behind, though Redis was there: #{story(number)}")
