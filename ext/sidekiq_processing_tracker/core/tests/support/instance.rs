@@ -47,11 +47,15 @@ fn settings() -> Settings {
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
         polls: false,
+        proc: None,
+        exclusive: false,
     };
     for argument in std::env::args().skip(1) {
         let (key, value) = argument.split_once('=').expect("key=value");
         match key {
             "socket" => settings.redis.address = Address::Unix(value.into()),
+            "proc" => settings.proc = Some(value.into()),
+            "exclusive" => settings.exclusive = value == "true",
             "namespace" => settings.namespace = value.into(),
             "instance_id" => settings.instance_id = value.into(),
             "interval_ms" => settings.interval = millis(value),

@@ -14,7 +14,7 @@ macro_rules! script {
     };
 }
 
-script!(REGISTER, "clock", "register");
+script!(REGISTER, "clock", "index", "register");
 script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
