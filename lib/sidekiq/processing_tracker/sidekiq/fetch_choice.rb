@@ -57,7 +57,7 @@ module Sidekiq
         first = stock.ancestors.first
         return "#{first} is put before Sidekiq's fetch" unless first == stock
 
-        changed = METHODS.find { |name| !own_method?(stock, name) }
+        changed = METHODS.find { |name| !Stock.own?(stock, name, "fetch.rb") }
         "#{stock}##{changed} is not Sidekiq's own" if changed
       end
 
@@ -67,13 +67,6 @@ module Sidekiq
         (foreign.uniq - [Fetch, NativeFetch, ThrottledFetch]).map { |extension| "#{extension} extends Sidekiq's fetcher" }
       end
 
-      def own_method?(fetcher_class, name)
-        fetcher_class.instance_method(name).source_location&.first == "#{sidekiqs_folder}/fetch.rb"
-      end
-
-      def sidekiqs_folder
-        ::Sidekiq.method(:load_json).source_location.first.delete_suffix(".rb")
-      end
     end
   end
 end
