@@ -416,3 +416,76 @@ impl Returning {
         Ok((left == 0).then_some(self.returned))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_claim_due_writes() {
+        let token = DueToken::read(b"12-3 1732570000.1234567 sche dule".to_vec()).unwrap();
+        assert_eq!((token.score(), token.set()), (&b"1732570000.1234567"[..], &b"sche dule"[..]));
+        assert_eq!(token.as_bytes(), b"12-3 1732570000.1234567 sche dule");
+        for field in ["call", "", "1-1", "1-1 5", "x-1 5 s", "1-1 x s", "1 5 s"] {
+            assert_eq!(DueToken::read(field.into()), None, "{field}");
+        }
+    }
+
+    fn pushed(job: &str, milliseconds: bool) -> Option<(String, String)> {
+        let straight = Straight {
+            defaults: vec!["retry".into(), "queue".into()],
+            milliseconds,
+        };
+        let (queue, payload) = enqueued(job.as_bytes(), &straight, Duration::from_micros(1_732_570_000_123_456))?;
+        Some((String::from_utf8(queue).unwrap(), String::from_utf8(payload).unwrap()))
+    }
+
+    const JOB: &str = r#"{"retry":true,"queue":"low","class":"A","args":[1e2,{"at":5}],"jid":"j","created_at":1}"#;
+
+    #[test]
+    fn says_when_it_is_enqueued_and_changes_nothing_else() {
+        let added = |time: &str| {
+            let job = &JOB[..JOB.len() - 1];
+            Some(("low".to_owned(), format!(r#"{job},"enqueued_at":{time}}}"#)))
+        };
+        assert_eq!(pushed(JOB, false), added("1732570000.123456"));
+        assert_eq!(pushed(JOB, true), added("1732570000123"));
+        let again = JOB.replace(r#""jid""#, r#""enqueued_at" : 17.25 , "jid""#);
+        assert_eq!(pushed(&again, true).unwrap().1, again.replace("17.25", "1732570000123"));
+    }
+
+    #[test]
+    fn leaves_to_the_client_what_that_would_see_otherwise() {
+        let without = |field: &str| JOB.replace(field, "");
+        let with = |field: &str| format!("{},{field}}}", &JOB[..JOB.len() - 1]);
+        for regular in [with(r#""tags":["a"]"#), with(r#""retry_for":60"#), with(r#""tags":null"#)] {
+            assert!(pushed(&regular, true).is_some(), "{regular}");
+        }
+        for other in [
+            without(r#""retry":true,"#),
+            without(r#""queue":"low","#),
+            without(r#""class":"A","#),
+            without(r#""args":[1e2,{"at":5}],"#),
+            without(r#""jid":"j","#),
+            without(r#","created_at":1"#),
+            JOB.replace(r#""low""#, r#""""#),
+            JOB.replace(r#""low""#, "null"),
+            JOB.replace(r#""A""#, "5"),
+            JOB.replace(r#"[1e2,{"at":5}]"#, "{}"),
+            JOB.replace("1e2", "1e400"),
+            JOB.replace("1e2", r#""\ud800""#),
+            with(r#""at":12.5"#),
+            with(r#""queue":"high""#),
+            with(r#""tags":"a""#),
+            with(r#""retry_for":2000000000"#),
+            with(r#""retry_for":1.5"#),
+            format!("[{JOB}]"),
+            "null".into(),
+            "not json".into(),
+            String::new(),
+        ] {
+            assert_eq!(pushed(&other, true), None, "{other}");
+        }
+        assert_eq!(enqueued(b"{\"class\":\"\xff\"}", &Straight::default(), Duration::ZERO), None);
+    }
+}
