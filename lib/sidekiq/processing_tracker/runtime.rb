@@ -67,7 +67,7 @@ module Sidekiq
 
       def initialize(config, info, native)
         @config = config
-        @pid = Process.pid
+        @pid = ::Process.pid
         @users = 0
         settings = Settings.build(config, info: info, native: native)
         config.fix
@@ -77,7 +77,7 @@ module Sidekiq
 
       # @return [Boolean] false in a forked child
       def here?
-        @pid == Process.pid
+        @pid == ::Process.pid
       end
 
       # @return [String]

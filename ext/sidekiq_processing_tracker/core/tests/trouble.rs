@@ -23,8 +23,8 @@ use support::lua;
 use support::proxy::{relay, Action, End, OnConnect, Plan, Proxy, Request};
 use support::redis_server::RedisServer;
 use support::tracker::{
-    assert_at_rest, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs, journal,
-    keys, link, queue, recover_all, settings, stat, Tracker, SOON, STEP, TTL,
+    assert_at_rest, forgetful, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs,
+    journal, keys, link, queue, recover_all, settings, stat, Tracker, SOON, STEP, TTL,
 };
 use support::wait::eventually;
 
@@ -54,6 +54,11 @@ fn dying(server: &RedisServer, instance_id: &str, queue: &str, jobs: &[Vec<u8>])
     let turned = scripts::turn(&mut link, &keys(), &identity, &turn).unwrap();
     assert!(matches!(turned, Turned::Done(done) if done.recorded.len() == jobs.len()));
     identity
+}
+
+/// So many jobs that are no other instance's: one that is orphaned for the second time waits, and goes behind all others.
+fn jobs_of(name: &str, count: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|i| job(&format!("{name}-{i}"))).collect()
 }
 
 /// Lets its lease run out, now.
@@ -115,7 +120,8 @@ fn loses_every_other_reply(server: &RedisServer, script: &'static Script) -> (Pr
 #[test]
 fn one_whose_lease_is_taken_again_and_again_registers_at_a_pace() {
     let server = RedisServer::start();
-    let tracker = engine(&server, "one");
+    // Its jobs are orphaned again and again.
+    let tracker = Tracker::registered(forgetful(&server.socket_path(), "one"));
     let start = Instant::now();
     let take_all =
         Script::new("for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('HDEL', key, 'call') end");
@@ -123,7 +129,7 @@ fn one_whose_lease_is_taken_again_and_again_registers_at_a_pace() {
     let mut handles = Vec::new();
     while start.elapsed() < TTL * 2 {
         // What is new here wants its record, and so the loss is seen at once each time.
-        handles.push(tracker.track("work", &job("new")));
+        handles.push(tracker.track("work", &job(&format!("new-{}", handles.len()))));
         let () = take_all.arg(keys().inflight("*")).invoke(&mut connection).unwrap();
     }
     let losses = tracker.count(is_lease_lost);
@@ -142,7 +148,7 @@ fn one_whose_lease_is_taken_again_and_again_registers_at_a_pace() {
         tracker.engine().ack(handle);
     }
     assert!(tracker.leave(SOON));
-    recover_all(&settings(&server.socket_path(), "console")).unwrap();
+    recover_all(&forgetful(&server.socket_path(), "console")).unwrap();
     assert_at_rest(&server);
 }
 
@@ -224,7 +230,8 @@ fn an_overwritten_info_costs_neither_the_marks_nor_a_beat() {
 fn a_recovery_that_redis_refuses_stops_no_other_and_is_warned_of_once() {
     let server = RedisServer::start();
     let refused = dead(&server, "refused", "work", &jobs(3));
-    let other = dead(&server, "other", "others", &jobs(3));
+    let orphans = jobs_of("other", 3);
+    let other = dead(&server, "other", "others", &orphans);
     let hash = keys().inflight(&refused);
     let proxy = Proxy::start(server.socket_path(), {
         let (hash, socket) = (hash.clone(), server.url());
@@ -242,7 +249,7 @@ fn a_recovery_that_redis_refuses_stops_no_other_and_is_warned_of_once() {
     // It comes first.
     let () = server.connect().zadd(keys().instances(), &refused, -1).unwrap();
     let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
-    eventually(SOON, "the other's are back", || queue(&server, "others") == jobs(3));
+    eventually(SOON, "the other's are back", || queue(&server, "others") == orphans);
     let warning = tracker.wait_for("a person is told", is_warning_of(&refused));
     assert!(
         matches!(&warning, Event::Warning(text) if text.contains("WRONGTYPE")),
@@ -252,8 +259,9 @@ fn a_recovery_that_redis_refuses_stops_no_other_and_is_warned_of_once() {
     assert_eq!(kind, "string");
     // It is tried again, but not told so, and others die and are recovered meanwhile.
     thread::sleep(STEP * 3);
-    let third = dead(&server, "third", "third", &jobs(2));
-    eventually(SOON, "the third's are back", || queue(&server, "third") == jobs(2));
+    let orphans = jobs_of("third", 2);
+    let third = dead(&server, "third", "third", &orphans);
+    eventually(SOON, "the third's are back", || queue(&server, "third") == orphans);
     thread::sleep(STEP * 3);
     assert_eq!(tracker.count(is_warning_of(&refused)), 1, "{:?}", tracker.told());
     for identity in [&other, &third] {
@@ -429,8 +437,9 @@ fn an_overwritten_journal_is_warned_of_once_and_costs_no_job() {
         overwrite(&server, &key);
         for round in 0..3 {
             let name = format!("q{round}");
-            dead(&server, &name, &name, &jobs(3));
-            eventually(SOON, "all are back", || queue(&server, &name) == jobs(3));
+            let orphans = jobs_of(&name, 3);
+            dead(&server, &name, &name, &orphans);
+            eventually(SOON, "all are back", || queue(&server, &name) == orphans);
         }
         tracker.wait_for("a person is told", is_warning_of(&key));
         eventually(SOON, "all is told", || tracker.count(is_recovered) == 9);
@@ -439,7 +448,8 @@ fn an_overwritten_journal_is_warned_of_once_and_costs_no_job() {
         assert_eq!((tracker.count(is_outage), tracker.count(is_lease_lost)), (0, 0));
         // On demand as well.
         for round in 3..5 {
-            dead(&server, "dead", &format!("q{round}"), &jobs(2));
+            let name = format!("q{round}");
+            dead(&server, "dead", &name, &jobs_of(&name, 2));
         }
         let recovered = recover_all(&settings(&server.socket_path(), "console")).unwrap();
         assert_eq!((recovered.requeued, recovered.stuck), (4, 0));
@@ -485,15 +495,16 @@ fn reenqueue_orphans_counts_what_is_stuck_once_however_often_it_looks() {
 fn reenqueue_orphans_counts_right_when_connections_break() {
     for script in [&lua::REAP, &lua::PEEK, &lua::RECOVER] {
         let server = RedisServer::start();
-        dead(&server, "one", "one", &jobs(450));
-        dead(&server, "two", "two", &jobs(2));
+        let (one, two) = (jobs_of("one", 450), jobs_of("two", 2));
+        dead(&server, "one", "one", &one);
+        dead(&server, "two", "two", &two);
         let (proxy, lost) = loses_every_other_reply(&server, script);
         let recovered = recover_all(&settings(&proxy.socket_path(), "console")).unwrap();
         assert!(lost.load(SeqCst) >= 2, "{lost:?}");
         assert_eq!((recovered.requeued, recovered.stuck), (452, 0));
         let told = told_by(&recovered);
         assert_eq!((told.len(), recovered_jids(&told).len()), (452, 452));
-        assert_eq!((queue(&server, "one"), queue(&server, "two")), (jobs(450), jobs(2)));
+        assert_eq!((queue(&server, "one"), queue(&server, "two")), (one, two));
         assert_eq!(journal(&server).len(), 452);
         assert_at_rest(&server);
     }

@@ -57,7 +57,7 @@ module Sidekiq
         first = stock.ancestors.first
         return "#{first} is put before Sidekiq's fetch" unless first == stock
 
-        changed = METHODS.find { |name| !Stock.own?(stock, name, "fetch.rb") }
+        changed = METHODS.find { |name| !Stock.own?(stock, name) }
         "#{stock}##{changed} is not Sidekiq's own" if changed
       end
 
@@ -66,7 +66,6 @@ module Sidekiq
         foreign = @fetchers.flat_map { |fetcher| fetcher.singleton_class.included_modules - fetcher.class.included_modules }
         (foreign.uniq - [Fetch, NativeFetch, ThrottledFetch]).map { |extension| "#{extension} extends Sidekiq's fetcher" }
       end
-
     end
   end
 end

@@ -51,7 +51,7 @@ module Sidekiq
         first = stock.ancestors.first
         return "#{first} is put before Sidekiq's scheduler" unless first == stock
 
-        "#{stock}#enqueue_jobs is not Sidekiq's own" unless Stock.own?(stock, :enqueue_jobs, "scheduled.rb")
+        "#{stock}#enqueue_jobs is not Sidekiq's own" unless Stock.own?(stock, :enqueue_jobs)
       end
 
       # Where jobs go is the engine's business then.

@@ -10,21 +10,19 @@ module Sidekiq
         # @param name [Symbol] a method of Sidekiq's client
         # @return [Boolean]
         def client?(name)
-          own?(::Sidekiq::Client, name, "client.rb", "job_util.rb")
+          own?(::Sidekiq::Client, name)
         end
 
+        # A method is Sidekiq's where its class, or the module that it comes from, was first defined.
+        #
         # @param owner [Class]
         # @param name [Symbol]
-        # @param files [Array<String>] where Sidekiq has it
         # @return [Boolean]
-        def own?(owner, name, *files)
-          location = owner.instance_method(name).source_location&.first
-          files.any? { |file| location == "#{folder}/#{file}" }
-        end
+        def own?(owner, name)
+          method = owner.instance_method(name)
+          return false unless method.owner.name&.start_with?("Sidekiq::")
 
-        # @return [String] where Sidekiq's own files are
-        def folder
-          ::Sidekiq.method(:load_json).source_location.first.delete_suffix(".rb")
+          method.source_location&.first == Object.const_source_location(method.owner.name).first
         end
       end
     end
