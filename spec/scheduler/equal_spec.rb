@@ -21,7 +21,6 @@ RSpec.describe "the scheduler beside Sidekiq's own" do
     ]
     texts = (ordinary + odd).map { |entry| JSON.generate(entry) }
     texts << %({ "class":"QuickJob" , "args":[1e2, "\\u00fc\\/"],"jid":"spaces","queue":"default","retry":true,"created_at":1 } )
-    texts << %({"class":"QuickJob","args":[],"jid":"one","jid":"two","queue":"default","retry":true,"created_at":1})
     texts.each_with_index.map { |text, i| [100 + i, text] }
   end
 

@@ -203,7 +203,14 @@ impl Control {
     fn beat(&mut self, identity: &str, pace: Pace) {
         let progress = self.progress();
         let sent = Sent::now();
-        match scripts::beat(&mut self.link, &self.shared.keys, identity, pace, progress, self.neighbours.host()) {
+        match scripts::beat(
+            &mut self.link,
+            &self.shared.keys,
+            identity,
+            pace,
+            progress,
+            self.neighbours.host(),
+        ) {
             Ok(answer) => {
                 self.beat.succeeded();
                 if let Fenced::Alive(beat) = &answer {

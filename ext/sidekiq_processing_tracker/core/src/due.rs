@@ -12,7 +12,7 @@ use crate::payload::{self, Place};
 use crate::scripts::{script, Answer, Fenced, Script};
 use crate::settings::Timestamps;
 use crate::shared::Shared;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -108,7 +108,7 @@ pub(crate) struct Due {
     call: u64,
     identity: String,
     /// What is claimed and not yet settled.
-    held: HashMap<Vec<u8>, ()>,
+    held: HashSet<Vec<u8>>,
     /// Redis may have more under this identity than is held: an answer was lost.
     unsure: bool,
 }
@@ -116,7 +116,11 @@ pub(crate) struct Due {
 #[derive(PartialEq)]
 enum Claim {
     Stale,
-    Done { before: u64, more: bool, jobs: Vec<(Vec<u8>, Vec<u8>)> },
+    Done {
+        before: u64,
+        more: bool,
+        jobs: Vec<(Vec<u8>, Vec<u8>)>,
+    },
 }
 
 impl Due {
@@ -126,7 +130,7 @@ impl Due {
             link: Link::new(shared.settings.redis.clone(), timeout),
             call: 0,
             identity: String::new(),
-            held: HashMap::new(),
+            held: HashSet::new(),
             unsure: false,
         }
     }
@@ -152,7 +156,7 @@ impl Due {
         };
         // A copy that came late has taken jobs that nobody holds.
         self.unsure |= before > self.held.len() as u64;
-        self.held.extend(jobs.iter().map(|(token, _)| (token.clone(), ())));
+        self.held.extend(jobs.iter().map(|(token, _)| token.clone()));
         match straight {
             Some(straight) => self.push_straight(shared, straight, jobs, more),
             None => Ok(Claimed { jobs, pushed: 0, more }),
@@ -184,16 +188,18 @@ impl Due {
         more: bool,
     ) -> Result<Claimed> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (mut pushes, mut others) = (Vec::new(), Vec::new());
-        for (token, job) in jobs {
-            match enqueued(&job, straight, now) {
-                Some((queue, payload)) => pushes.push((token, Push::Queue(queue, payload))),
-                None => others.push((token, job)),
-            }
+        // From the first on that is for Ruby to push all are, so that they keep their order.
+        let (mut pushes, mut jobs) = (Vec::new(), jobs.into_iter().peekable());
+        while let Some((token, job)) = jobs.peek() {
+            let Some((queue, payload)) = enqueued(job, straight, now) else {
+                break;
+            };
+            pushes.push((token.clone(), Push::Queue(queue, payload)));
+            jobs.next();
         }
         let pushed = self.settle(shared, &pushes)?;
         Ok(Claimed {
-            jobs: others,
+            jobs: jobs.collect(),
             pushed,
             more,
         })
@@ -225,7 +231,9 @@ impl Due {
                     let name = String::from_utf8_lossy(name);
                     shared.warn_once(
                         &format!("due {name}"),
-                        format!("Due jobs can't be pushed to {name}: its key holds something else. They stay scheduled"),
+                        format!(
+                            "Due jobs can't be pushed to {name}: its key holds something else. They stay scheduled"
+                        ),
                     );
                 }
             }
@@ -316,7 +324,11 @@ fn settle(link: &mut Link, keys: &Keys, identity: &str, pushes: &[(Vec<u8>, Push
     for (token, push) in pushes {
         call.arg(&token[..]);
         match push {
-            Push::Queue(queue, payload) => call.arg("queue").key(keys::queue(queue)).arg(&queue[..]).arg(&payload[..]),
+            Push::Queue(queue, payload) => call
+                .arg("queue")
+                .key(keys::queue(queue))
+                .arg(&queue[..])
+                .arg(&payload[..]),
             Push::Set(set, score, payload) => call.arg("set").key(set.clone()).arg(&score[..]).arg(&payload[..]),
             Push::Nowhere => call.arg("").arg("0").arg("").arg(""),
         };
@@ -424,7 +436,10 @@ mod tests {
     #[test]
     fn reads_what_claim_due_writes() {
         let token = DueToken::read(b"12-3 1732570000.1234567 sche dule".to_vec()).unwrap();
-        assert_eq!((token.score(), token.set()), (&b"1732570000.1234567"[..], &b"sche dule"[..]));
+        assert_eq!(
+            (token.score(), token.set()),
+            (&b"1732570000.1234567"[..], &b"sche dule"[..])
+        );
         assert_eq!(token.as_bytes(), b"12-3 1732570000.1234567 sche dule");
         for field in ["call", "", "1-1", "1-1 5", "x-1 5 s", "1-1 x s", "1 5 s"] {
             assert_eq!(DueToken::read(field.into()), None, "{field}");
@@ -458,7 +473,11 @@ mod tests {
     fn leaves_to_the_client_what_that_would_see_otherwise() {
         let without = |field: &str| JOB.replace(field, "");
         let with = |field: &str| format!("{},{field}}}", &JOB[..JOB.len() - 1]);
-        for regular in [with(r#""tags":["a"]"#), with(r#""retry_for":60"#), with(r#""tags":null"#)] {
+        for regular in [
+            with(r#""tags":["a"]"#),
+            with(r#""retry_for":60"#),
+            with(r#""tags":null"#),
+        ] {
             assert!(pushed(&regular, true).is_some(), "{regular}");
         }
         for other in [
@@ -486,6 +505,9 @@ mod tests {
         ] {
             assert_eq!(pushed(&other, true), None, "{other}");
         }
-        assert_eq!(enqueued(b"{\"class\":\"\xff\"}", &Straight::default(), Duration::ZERO), None);
+        assert_eq!(
+            enqueued(b"{\"class\":\"\xff\"}", &Straight::default(), Duration::ZERO),
+            None
+        );
     }
 }

@@ -165,7 +165,9 @@ impl Entry {
         let mut parts = std::str::from_utf8(value).ok()?.split(' ');
         let registered_at = parts.next()?.parse().ok()?;
         let process = match (parts.next(), parts.next(), parts.next()) {
-            (Some(pid), Some(started), Some(place)) => Some((pid.parse().ok()?, started.parse().ok()?, place.to_owned())),
+            (Some(pid), Some(started), Some(place)) => {
+                Some((pid.parse().ok()?, started.parse().ok()?, place.to_owned()))
+            }
             _ => None,
         };
         Some(Self {
@@ -262,9 +264,7 @@ impl Neighbours {
             return;
         }
         let due = |at: Instant| now.duration_since(at) >= LIST_EVERY;
-        self.list |= self
-            .listed
-            .is_none_or(|(count, at)| due(at) || hosted != count);
+        self.list |= self.listed.is_none_or(|(count, at)| due(at) || hosted != count);
         if self.suspects.is_empty() {
             self.suspects = self.known.iter().filter(|entry| self.is_dead(entry)).cloned().collect();
         }
@@ -532,7 +532,12 @@ mod tests {
     #[test]
     fn the_proc_of_another_pid_namespace_makes_nothing_certain() {
         let pid = std::process::id();
-        for pids in [format!("4321\t{pid}"), format!("{pid}\t{pid}"), "4321".into(), String::new()] {
+        for pids in [
+            format!("4321\t{pid}"),
+            format!("{pid}\t{pid}"),
+            "4321".into(),
+            String::new(),
+        ] {
             let fake = Fake::of_this_process();
             fake.write("self/status", &format!("Name:\truby\nNSpid:\t{pids}\n"));
             assert_eq!(Process::this(fake.path()), None, "{pids}");
@@ -557,7 +562,10 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(look(proc, pid, since), Life::Dead);
-        assert_eq!(Stat::read(&proc.join(pid.to_string()).join("stat")).unwrap().state, b'Z');
+        assert_eq!(
+            Stat::read(&proc.join(pid.to_string()).join("stat")).unwrap().state,
+            b'Z'
+        );
         process.wait().unwrap();
         assert_eq!(look(proc, pid, since), Life::Dead);
     }

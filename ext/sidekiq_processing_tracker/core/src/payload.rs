@@ -108,7 +108,9 @@ pub fn place_of_enqueued_at(payload: &[u8], defaults: &[String]) -> Option<Enque
         && text_of("jid").is_some()
         && is("args", |value| value.starts_with('['))
         && is("created_at", |value| value != "null" && value != "false")
-        && is_absent_or("tags", |value| value == "null" || value == "false" || value.starts_with('['))
+        && is_absent_or("tags", |value| {
+            value == "null" || value == "false" || value.starts_with('[')
+        })
         && is_absent_or("retry_for", |value| {
             value == "null" || value == "false" || value.parse::<u32>().is_ok_and(|seconds| seconds <= 1_000_000_000)
         })

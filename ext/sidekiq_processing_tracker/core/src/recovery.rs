@@ -218,7 +218,9 @@ impl Recovery {
             Reaped::Fenced(found) => {
                 if let Some((_, proof)) = &self.certain {
                     let from = String::from_utf8_lossy(&self.from);
-                    tell(Event::Note(format!("found dead before its lease ran out: {from}: {proof}")));
+                    tell(Event::Note(format!(
+                        "found dead before its lease ran out: {from}: {proof}"
+                    )));
                 }
                 self.found(reaper, found);
             }
@@ -240,7 +242,9 @@ impl Recovery {
             if returned.back > 0 {
                 let from = String::from_utf8_lossy(&self.from);
                 let back = returned.back;
-                tell(Event::Note(format!("put {back} due jobs of {from} back, which it had not pushed")));
+                tell(Event::Note(format!(
+                    "put {back} due jobs of {from} back, which it had not pushed"
+                )));
             }
         }
         self.proceed()
@@ -390,7 +394,9 @@ impl Recovery {
             piece: &piece.name,
             own: self.own.is_some(),
             // What is stuck is tried again as soon as ever.
-            rest: piece.rest.filter(|_| self.report.stuck + self.report.stuck_due + self.report.unreadable == 0),
+            rest: piece
+                .rest
+                .filter(|_| self.report.stuck + self.report.stuck_due + self.report.unreadable == 0),
             policy: &reaper.policy,
             sidekiq_identity: instance.source.sidekiq_identity.as_deref(),
             indexes: &instance.indexes,

@@ -74,7 +74,11 @@ pub fn prepare() {
         &LEAVE,
         &SURVEY,
     ];
-    for script in scripts.into_iter().chain(crate::legacy::SCRIPTS).chain(crate::due::SCRIPTS) {
+    for script in scripts
+        .into_iter()
+        .chain(crate::legacy::SCRIPTS)
+        .chain(crate::due::SCRIPTS)
+    {
         LazyLock::force(&script.hash);
     }
 }
@@ -103,7 +107,9 @@ pub fn register(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, info: 
     for (field, value) in info {
         call.arg(field.as_str()).arg(value.as_str());
     }
-    let info = info.iter().map(|(field, value)| (field.clone().into_bytes(), value.clone().into_bytes()));
+    let info = info
+        .iter()
+        .map(|(field, value)| (field.clone().into_bytes(), value.clone().into_bytes()));
     for index in host::indexes(keys, &info.collect()) {
         call.also(index);
     }

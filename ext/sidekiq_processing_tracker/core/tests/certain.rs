@@ -175,7 +175,12 @@ fn a_pid_that_is_another_process_now_is_no_life() {
     // Others start processes too.
     eventually(SOON, "another process has its pid", || {
         std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
-        let mut process = Command::new("sleep").arg("60").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut process = Command::new("sleep")
+            .arg("60")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         if process.id() as i32 == pid {
             another = Some(process);
             return true;
@@ -195,7 +200,12 @@ fn a_pid_that_is_another_process_now_is_no_life() {
 #[test]
 fn a_start_time_that_is_another_is_another_process() {
     let server = RedisServer::start();
-    let mut living = Command::new("sleep").arg("60").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut living = Command::new("sleep")
+        .arg("60")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut killed = child(&server, "killed").registered();
     killed.record("work", &job("held"));
     let identity = killed.identity();
@@ -227,7 +237,11 @@ fn one_that_was_fenced_though_it_lives_loses_its_lease_and_no_more() {
     assert_eq!(watcher.count(is_found_dead), 1);
 
     eventually(SOON, "it says so", || wronged.told("LeaseLost") == 1);
-    let lost = wronged.events().into_iter().find(|event| event.starts_with("LeaseLost")).unwrap();
+    let lost = wronged
+        .events()
+        .into_iter()
+        .find(|event| event.starts_with("LeaseLost"))
+        .unwrap();
     assert!(lost.contains("\"held\"") && lost.contains(&identity), "{lost}");
     // It goes on, and its next lease is told rightly.
     wronged.ack(handle);
@@ -408,7 +422,8 @@ fn a_proc_of_another_namespace_is_of_no_use() {
 
 #[test]
 fn what_hidepid_hides_is_not_dead() {
-    let hide = "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --clear-groups --pdeathsig KILL \"$@\"";
+    let hide =
+        "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --clear-groups --pdeathsig KILL \"$@\"";
     let hidden = ["unshare", "--mount", "sh", "-c", hide, "sh"];
     if !may(&[&hidden[..], &["sh", "-c", "! test -e /proc/1"]].concat()) {
         return;
@@ -509,15 +524,9 @@ fn a_crowd_on_one_host_is_looked_at_in_part_only() {
     }
     let watcher = Tracker::registered(watchful(&server, "watcher"));
     let mut link = support::tracker::link(&server);
-    let enlisted = processing_tracker_core::scripts::enlist(
-        &mut link,
-        &keys(),
-        &watcher.identity(),
-        &[host_index()],
-        SOON,
-        64,
-    )
-    .unwrap();
+    let enlisted =
+        processing_tracker_core::scripts::enlist(&mut link, &keys(), &watcher.identity(), &[host_index()], SOON, 64)
+            .unwrap();
     let processing_tracker_core::scripts::Fenced::Alive(lists) = enlisted else {
         panic!("it has its lease")
     };

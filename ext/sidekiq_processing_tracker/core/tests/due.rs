@@ -47,7 +47,12 @@ fn taken(server: &RedisServer) -> Vec<Vec<u8>> {
     let mut payloads = Vec::new();
     for hash in hashes {
         let fields: Vec<(String, Vec<u8>)> = connection.hgetall(hash).unwrap();
-        payloads.extend(fields.into_iter().filter(|(field, _)| field != "call").map(|(_, payload)| payload));
+        payloads.extend(
+            fields
+                .into_iter()
+                .filter(|(field, _)| field != "call")
+                .map(|(_, payload)| payload),
+        );
     }
     payloads
 }
@@ -302,7 +307,10 @@ fn push_past(place: &str, reaper_dies_at: Option<&str>) {
     assert_eq!(killed.try_ask("poll schedule"), None, "{place}");
     eventually(SOON, &format!("the process dies at {place}"), || killed.is_killed());
     if let Some(place) = reaper_dies_at {
-        let mut reaper = Options::new(&socket).set("instance_id", "reaper").failpoint(place).start();
+        let mut reaper = Options::new(&socket)
+            .set("instance_id", "reaper")
+            .failpoint(place)
+            .start();
         eventually(SOON, &format!("the reaper dies at {place}"), || reaper.is_killed());
     }
     let next = Tracker::registered(settings(&socket, "next"));
@@ -328,7 +336,10 @@ fn who_has_lost_its_lease_pushes_nothing() {
     let claimed = away.engine().claim_due(b"schedule", NOW, None).unwrap();
     assert_eq!(claimed.jobs.len(), 3);
     // It is fenced by somebody.
-    let () = server.connect().hdel(keys().inflight(&away.identity()), "call").unwrap();
+    let () = server
+        .connect()
+        .hdel(keys().inflight(&away.identity()), "call")
+        .unwrap();
     let () = server.connect().zadd(keys().instances(), away.identity(), 0).unwrap();
     assert_eq!(away.engine().settle_due(&pushes(&claimed)).unwrap(), 0);
     away.wait_for("it says so", is_lease_lost);
@@ -347,7 +358,9 @@ fn who_has_lost_its_lease_pushes_nothing() {
 #[test]
 fn what_cannot_go_back_stays_and_is_told() {
     let server = RedisServer::start();
-    let mut killed = Options::new(&server.socket_path()).failpoint("after_claim_due").registered();
+    let mut killed = Options::new(&server.socket_path())
+        .failpoint("after_claim_due")
+        .registered();
     schedule(&server, "schedule", &jobs(3), 1.0);
     assert_eq!(killed.try_ask("poll schedule"), None);
     eventually(SOON, "the process dies", || killed.is_killed());
@@ -371,7 +384,9 @@ fn what_cannot_go_back_stays_and_is_told() {
 #[test]
 fn a_console_puts_due_jobs_back_too() {
     let server = RedisServer::start();
-    let mut killed = Options::new(&server.socket_path()).failpoint("after_claim_due").registered();
+    let mut killed = Options::new(&server.socket_path())
+        .failpoint("after_claim_due")
+        .registered();
     schedule(&server, "retry", &jobs(3), 1.0);
     assert_eq!(killed.try_ask("poll retry"), None);
     eventually(SOON, "the process dies", || killed.is_killed());

@@ -658,7 +658,15 @@ impl Fleet {
             }
             return;
         };
-        let beat = scripts::beat(&mut self.bench.link, &self.bench.keys, &process.identity, PACE, false, None).unwrap();
+        let beat = scripts::beat(
+            &mut self.bench.link,
+            &self.bench.keys,
+            &process.identity,
+            PACE,
+            false,
+            None,
+        )
+        .unwrap();
         assert!(matches!(beat, Fenced::Alive(_)));
         while process.threads.len() < 10 {
             let taken: Option<Vec<u8>> = self.bench.connection.rpop("queue:work", None).unwrap();
