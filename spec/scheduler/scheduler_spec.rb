@@ -48,7 +48,7 @@ RSpec.describe "the scheduler of a Sidekiq process" do
           end
           Sidekiq.configure_server { |config| config.client_middleware { |chain| chain.add(Blocking) } }
         RUBY
-        jids = [*Array.new(5) { |i| schedule(quick(i)) }, schedule(quick("block")), *Array.new(5) { |i| schedule(quick(i)) }]
+        jids = Array.new(11) { |i| schedule(quick((i == 5) ? "block" : i), at: 100 + i) }
         # The lease is long: it is the next process that knows of the death.
         victim = SidekiqProcess.new(redis, app: polls + blocks, bundle: bundle, ttl: 60, queues: ["none"], env: {"BLOCK" => "1"}).up
         eventually("it is in the middle of a push", within: 30) { redis.call("LLEN", "passed") >= 6 }
@@ -98,7 +98,7 @@ RSpec.describe "the scheduler of a Sidekiq process" do
     redis.resume
     jids = Array.new(20) { |i| schedule(quick(i)) }
     eventually("all jobs are done", within: 30) { (jids - done).empty? }
-    expect(done).to match_array([first, *jids])
+    expect(done).to contain_exactly(first, *jids)
   end
 
   context "with sidekiq-cron and sidekiq-scheduler", bundle: :schedulers do

@@ -311,7 +311,7 @@ impl Control {
             Ok(step) => {
                 self.neighbours_asked.succeeded();
                 match step {
-                    Step::Dead(recovery) => self.recovery = Some(recovery),
+                    Step::Dead(recovery) => self.recovery = Some(*recovery),
                     Step::NotAlone(warning) => self.shared.events.push(Event::Warning(warning)),
                     Step::Nothing => {}
                 }

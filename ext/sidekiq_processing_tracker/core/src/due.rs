@@ -209,7 +209,7 @@ impl Due {
     pub fn settle(&mut self, shared: &Shared, pushes: &[(Vec<u8>, Push)]) -> Result<u64> {
         let mut done = 0;
         for piece in pushes.chunks(PIECE) {
-            if !Self::leased(shared).is_some_and(|identity| identity == self.identity) {
+            if Self::leased(shared).is_none_or(|identity| identity != self.identity) {
                 return Ok(done);
             }
             failpoint::reach("before_settle_due");

@@ -214,7 +214,7 @@ pub(crate) struct Neighbours {
 /// What the next step came to.
 pub(crate) enum Step {
     /// An instance that is dead for certain.
-    Dead(Recovery),
+    Dead(Box<Recovery>),
     /// Somebody has the label that was promised to this process alone.
     NotAlone(String),
     /// Nothing yet.
@@ -322,11 +322,11 @@ impl Neighbours {
         // Somebody may have put another `proc` in the place of the one that was there.
         let same = self.this_process() == self.here;
         Ok(match self.life(&suspect) {
-            Life::Dead if same => Step::Dead(Recovery::certain(
+            Life::Dead if same => Step::Dead(Box::new(Recovery::certain(
                 suspect.identity,
                 lease_end,
                 format!("its process {pid} has ended"),
-            )),
+            ))),
             _ => Step::Nothing,
         })
     }
@@ -389,11 +389,11 @@ impl Neighbours {
                 String::from_utf8_lossy(&predecessor.identity)
             )));
         }
-        Ok(Step::Dead(Recovery::certain(
+        Ok(Step::Dead(Box::new(Recovery::certain(
             predecessor.identity.clone(),
             lease_end,
             format!("{label} is this process' alone (exclusive_instance_id)"),
-        )))
+        ))))
     }
 
     /// The lease end of an instance that has its lease. `None` where there is no such instance.
