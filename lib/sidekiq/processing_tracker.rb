@@ -26,6 +26,10 @@ require_relative "processing_tracker/sidekiq/fetch"
 require_relative "processing_tracker/sidekiq/native_fetch"
 require_relative "processing_tracker/sidekiq/throttled_fetch"
 require_relative "processing_tracker/sidekiq/fetch_choice"
+require_relative "processing_tracker/sidekiq/stock"
+require_relative "processing_tracker/sidekiq/due_client"
+require_relative "processing_tracker/sidekiq/scheduler"
+require_relative "processing_tracker/sidekiq/scheduler_choice"
 require_relative "processing_tracker/sidekiq/processor"
 require_relative "processing_tracker/sidekiq/mark"
 require_relative "processing_tracker/sidekiq/middleware"
@@ -113,6 +117,18 @@ module Sidekiq
       # @return [Symbol] :auto, :native or :sidekiq
       # @raise [ConfigurationError] when the value cannot be used
       def fetch = config.fetch
+
+      # Who moves due jobs into their queues.
+      #
+      # @return [Symbol] :auto or :sidekiq
+      # @raise [ConfigurationError] when the value cannot be used
+      def scheduler = config.scheduler
+
+      # Whether no two processes ever live under one instance_id.
+      #
+      # @return [Boolean]
+      # @raise [ConfigurationError] when the value cannot be used
+      def exclusive_instance_id = config.exclusive_instance_id
 
       # How the native fetch waits for work.
       #

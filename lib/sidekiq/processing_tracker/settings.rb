@@ -24,6 +24,7 @@ module Sidekiq
           {
             namespace: config.namespace,
             instance_id: config.instance_id,
+            exclusive: config.exclusive_instance_id,
             interval_ms: milliseconds(config.heartbeat_interval),
             ttl_ms: milliseconds(config.heartbeat_ttl),
             hold_ms: milliseconds(config.recovery_lock_ttl),

@@ -443,7 +443,7 @@ impl Claims {
     /// The control thread cannot connect: its beat goes along here.
     fn ride(&mut self, identity: &str, pace: Pace) -> crate::Result<()> {
         let sent = Sent::now();
-        let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false)?;
+        let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false, None)?;
         self.shared.beaten(Side::Claims, identity, sent, &beat);
         Ok(())
     }
@@ -454,7 +454,8 @@ impl Claims {
             return Ok(());
         };
         failpoint::reach("before_leave");
-        let left = scripts::leave(&mut self.link, &shared.keys, identity, acks, held)?;
+        let indexes = shared.state().indexes.clone();
+        let left = scripts::leave(&mut self.link, &shared.keys, identity, &indexes, acks, held)?;
         failpoint::reach("after_leave");
         if let Fenced::Alive(jobs @ 1..) = left {
             shared.events.push(crate::events::Event::Warning(format!(

@@ -55,6 +55,8 @@ pub(crate) struct State {
     pub alarm: bool,
     /// How many instances there are, as far as this one knows.
     pub instances: u64,
+    /// The indexes in which the registered instance stands.
+    pub indexes: Vec<Vec<u8>>,
     pub phase: Phase,
     pub left_cleanly: bool,
     /// What was lost with the identity before, to be told with the next one.
@@ -166,6 +168,7 @@ impl Shared {
                 distrusted: None,
                 alarm: false,
                 instances: 1,
+                indexes: Vec::new(),
                 phase: Phase::Running,
                 left_cleanly: false,
                 lost: None,
@@ -185,8 +188,9 @@ impl Shared {
     }
 
     /// An instance is registered: the first one, or the next one after a lost lease.
-    pub fn registered(&self, identity: String, pace: Pace, sent: Sent) {
+    pub fn registered(&self, identity: String, indexes: Vec<Vec<u8>>, pace: Pace, sent: Sent) {
         let mut state = self.state();
+        state.indexes = indexes;
         state.identity = identity;
         state.registered = true;
         state.pace = pace;

@@ -1,6 +1,7 @@
 //! The settings Hash that Ruby passes. Ruby has validated it; what is missing or of a wrong type is a bug and raises.
 
 use magnus::{r_hash::ForEach, value::ReprValue, Error, RHash, Ruby, TryConvert, Value};
+use processing_tracker_core::host::PROC;
 use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target, Timestamps};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub fn read(ruby: &Ruby, hash: RHash) -> Result<Settings, Error> {
             _ => Fetch::Sidekiq,
         },
         policy: policy(ruby, hash)?,
+        proc: Some(PROC.into()),
+        exclusive: get(ruby, hash, "exclusive")?.unwrap_or(false),
     })
 }
 

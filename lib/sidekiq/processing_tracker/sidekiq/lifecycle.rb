@@ -19,6 +19,7 @@ module Sidekiq
         def install(config)
           require "sidekiq/launcher"
           require "sidekiq/processor"
+          require "sidekiq/scheduled"
           ::Sidekiq::Launcher.prepend(self)
           ::Sidekiq::Processor.prepend(Processor)
         end
@@ -99,6 +100,9 @@ module Sidekiq
         level, text = choice.line
         Log.write(level, text)
         Lifecycle.attach(sources, choice.native?, @processing_tracker)
+        scheduler = SchedulerChoice.new(ProcessingTracker.scheduler, poller)
+        Log.write(*scheduler.line)
+        scheduler.apply(@processing_tracker.engine, config)
         @processing_tracker_fetchers = sources.map(&:first)
         Lifecycle.chains(config).each { |chain| choice.native? ? Middleware.absent(chain) : Middleware.outermost(chain) }
         super.tap { running = true }

@@ -53,6 +53,8 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
         polls: false,
+        proc: None,
+        exclusive: false,
     }
 }
 
@@ -197,6 +199,11 @@ pub fn is_outage(event: &Event) -> bool {
 /// An outage ended.
 pub fn is_outage_over(event: &Event) -> bool {
     matches!(event, Event::OutageOver { .. })
+}
+
+/// An instance was found dead before its lease ran out.
+pub fn is_found_dead(event: &Event) -> bool {
+    matches!(event, Event::Note(text) if text.starts_with("found dead before its lease ran out"))
 }
 
 /// A lease was lost.
