@@ -177,7 +177,8 @@ module Sidekiq
       def redis_sync(&block)
         raise ArgumentError, "redis_sync needs a block" unless block
 
-        redis_options.nil? ? ::Sidekiq.redis(&block) : redis_pool.with(&block)
+        options = redis_options
+        options ? redis_pool(options).with(&block) : ::Sidekiq.redis(&block)
       end
 
       # Recovers the jobs of every process whose lease has run out, and of those whose lease runs out meanwhile.
@@ -274,10 +275,10 @@ module Sidekiq
       private
 
       # A pool belongs to the process and the options it was made for.
-      def redis_pool
+      def redis_pool(options)
         @pool_lock.synchronize do
-          key = [::Process.pid, redis_options]
-          @pool = [key, RedisSettings.from_options(redis_options).new_pool] unless @pool&.first == key
+          key = [::Process.pid, options]
+          @pool = [key, RedisSettings.from_options(options).new_pool] unless @pool&.first == key
           @pool.last
         end
       end

@@ -21,7 +21,7 @@ RSpec.describe "Sidekiq's contract" do
   with_each_fetch do
     describe "the unit of work" do
       let(:app) do
-        <<~'RUBY'
+        <<~RUBY
           require "sidekiq/processor"
 
           class NothingJob

@@ -1,7 +1,15 @@
 # frozen_string_literal: true
 
 # kill -9 inside perform, with the real sidekiq-unique-jobs. docs/unique-jobs.md has the table.
-{unique_jobs_7: "sidekiq-unique-jobs 7.1 on Sidekiq 6.5", unique_jobs_8: "sidekiq-unique-jobs 8.1 on Sidekiq 7.3"}.each do |bundle, versions|
+# The versions that go with this Ruby.
+sets =
+  if RUBY_VERSION.to_f < 3.2
+    {unique_jobs_7: "sidekiq-unique-jobs 7.1 on Sidekiq 6.5", unique_jobs_8: "sidekiq-unique-jobs 8.1 on Sidekiq 7.3"}
+  else
+    {unique_jobs_8_sidekiq_8: "sidekiq-unique-jobs 8.1 on Sidekiq 8.1", unique_jobs_9: "sidekiq-unique-jobs 9 alpha on Sidekiq 8.1"}
+  end
+
+sets.each do |bundle, versions|
   RSpec.describe "unique jobs of a killed process, #{versions}", bundle: bundle do
     let(:redis) { RedisServer.new }
     let(:gate) { Gate.new }
@@ -189,8 +197,10 @@
 
         expect(app.held).to eq(held), "#{outcome}, #{reason}"
       end
-      # Of a poison pill Sidekiq's death handlers are told, and that gem's own removes the whole lock, as of every job that dies.
-      eventually("its death handler") { app.held.empty? }
+      # Of a poison pill Sidekiq's death handlers are told, and that gem's own removes the whole lock, as of every job that dies. The
+      # 9 alpha leaves the runtime lock, which another holds.
+      others_still = (bundle == :unique_jobs_9) ? held.select { |digest, _| digest.end_with?(":RUN") } : {}
+      eventually("its death handler") { (app.held.to_a - others_still.to_a).empty? }
       free = some.select { |one| one.limit == 1 }
       push(free, :late)
       expect(free.map { |one| jids[one][:late] }).to all(be_a(String))

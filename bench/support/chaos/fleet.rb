@@ -7,6 +7,7 @@ module Bench
       # Seconds: of a heartbeat, and of a lease.
       INTERVAL = 0.5
       TTL = 4
+      PACE = {"HEARTBEAT_INTERVAL" => INTERVAL.to_s, "HEARTBEAT_TTL" => TTL.to_s}.freeze
       THREADS = 10
       # Seconds that Sidekiq waits for its jobs when it ends: some are longer and go back.
       TIMEOUT = 2
@@ -83,7 +84,7 @@ module Bench
         label = "chaos-#{@lives.size}"
         # One takes from its queues in a strict order.
         queues = Jobs::QUEUES.map { |name, weight| slot.zero? ? name : "#{name},#{weight}" }
-        env = {"PROCESSING_INSTANCE_ID" => label, "HEARTBEAT_INTERVAL" => INTERVAL.to_s, "HEARTBEAT_TTL" => TTL.to_s}
+        env = PACE.merge("PROCESSING_INSTANCE_ID" => label)
         worker = Worker.new(@redis, @contender, threads: THREADS, queues: queues, app: "chaos.rb", timeout: TIMEOUT, env: env.merge(@env))
         @lives << (@current[slot] = Life.new(label, slot, worker))
       end

@@ -124,7 +124,7 @@ module Bench
 
       def check_run
         wrong("not everything came to an end: #{@run.state}") unless @run.settled
-        @run.bad_ends.each { |life| wrong("#{life} did not end well (#{life.status}):\n#{life.log.lines.last(10).join}") }
+        @run.bad_ends.reject(&:failed_stop?).each { |life| wrong("#{life} did not end well (#{life.status}):\n#{life.log.lines.last(10).join}") }
       end
 
       def check_jobs
@@ -170,11 +170,14 @@ module Bench
         check_keys
       end
 
-      # A thread may drop a job whose retry it could not write, and no other.
+      # A thread may drop a job whose retry it could not write, or when Sidekiq ends without waiting for it.
       def check_dropped
         @origins.fetch(:dropped, []).each do |line|
+          life = @run.fleet.of(line.fetch("from"))
+          next if life.failed_stop?
+
           number = Jobs.number(line.fetch("jid"))
-          excused = runs_in(@run.fleet.of(line.fetch("from")), number).any? do |execution|
+          excused = runs_in(life, number).any? do |execution|
             execution.outcome == "fail" && troubled?(execution.ended_at, execution.ended_at + RETRY)
           end
           wrong("a thread has dropped job #{number}, nobody knows why: #{story(number)}") unless excused
@@ -185,7 +188,7 @@ module Bench
       def check_left
         @origins.fetch(:ended, []).each do |line|
           life = @run.fleet.of(line.fetch("from"))
-          next if troubled?(life.term_at || life.born_at, life.ended_at)
+          next if life.failed_stop? || troubled?(life.term_at || life.born_at, life.ended_at)
 
           number = Jobs.number(line.fetch("jid"))
           wrong("#{life} has left job #{number} behind, though Redis was there: #{story(number)}")

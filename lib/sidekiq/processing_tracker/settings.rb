@@ -20,6 +20,7 @@ module Sidekiq
         # @raise [ConfigurationError] when an option cannot be used
         # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
         def build(config, info: {}, native: false)
+          dead_set = DeadSetLimits.to_native
           {
             namespace: config.namespace,
             instance_id: config.instance_id,
@@ -32,7 +33,9 @@ module Sidekiq
             track_all: config.track == :all,
             max_recoveries: config.max_recoveries,
             recovery_window_ms: milliseconds(config.recovery_window),
-            **DeadSetLimits.to_native,
+            dead_max_jobs: dead_set[:dead_max_jobs],
+            dead_timeout_ms: dead_set[:dead_timeout_ms],
+            timestamps: dead_set[:timestamps],
             redis: redis(config).to_native,
             info: info
           }
@@ -44,8 +47,8 @@ module Sidekiq
         # @return [Hash{Symbol => Object}] for {Native::Watch.new} and {Native.clear_unique_lock}
         # @raise [ConfigurationError] when an option cannot be used
         def target(config)
-          settings = config.redis_options.nil? ? RedisSettings.from_sidekiq : RedisSettings.from_options(config.redis_options)
-          settings.to_native
+          options = config.redis_options
+          (options ? RedisSettings.from_options(options) : RedisSettings.from_sidekiq).to_native
         end
 
         private

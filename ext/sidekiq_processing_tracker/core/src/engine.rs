@@ -1,6 +1,6 @@
 //! The engine: one for each process that works on jobs. It starts the native threads and is what Ruby talks to.
 
-use crate::crew::{Crew, Plan};
+use crate::crew::Plan;
 use crate::due::{Claimed, Due, Push, Straight};
 use crate::error::Result;
 use crate::events::{Event, Events};
@@ -9,7 +9,7 @@ use crate::parker::{lock, Parker};
 use crate::registry::{Handle, Requeueing, Standing, Taken};
 use crate::scripts;
 use crate::settings::Settings;
-use crate::shared::{Phase, Shared};
+use crate::shared::{Phase, Shared, State};
 use crate::{claims, control, threads, wake};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -108,14 +108,21 @@ impl Engine {
     #[must_use]
     pub fn take(&self, crew: usize) -> Option<Taken> {
         let mut state = self.shared.state();
-        if !state.registry.has_ready(crew) || !state.is_within_lease() {
+        if state.phase != Phase::Running || !state.registry.has_ready(crew) || !state.is_within_lease() {
             return None;
         }
+        let was_idle = state.registry.is_idle_crew(crew);
         let taken = state.registry.take(crew, Instant::now());
-        if state.registry.is_hungry() {
-            self.shared.nudge(&mut state);
-        }
+        self.nudge_for(&mut state, crew, was_idle);
         taken
+    }
+
+    /// Wakes the claims thread where there is something to claim, or where a crew has come to wait for something in queues
+    /// that were found empty: they may not be watched. One more thread that waits in vain changes nothing.
+    fn nudge_for(&self, state: &mut State, crew: usize, was_idle: bool) {
+        if state.registry.is_hungry() || (!was_idle && state.registry.is_idle_crew(crew)) {
+            self.shared.nudge(state);
+        }
     }
 
     /// A thread of a crew waits for a job. Answers where; `None` when it need not, or should not: there is a job to take, or
@@ -135,11 +142,9 @@ impl Engine {
             state.beat_waiters.push(parker.clone());
             self.shared.control_wake.notify_all();
         }
+        let was_idle = state.registry.is_idle_crew(crew);
         state.registry.wait(crew, parker.clone());
-        // One that joins others who wait changes nothing: their queues are watched.
-        if state.registry.is_hungry() || state.registry.crews().get(crew).is_some_and(Crew::is_first_idle) {
-            self.shared.nudge(&mut state);
-        }
+        self.nudge_for(&mut state, crew, was_idle);
         Some(parker)
     }
 

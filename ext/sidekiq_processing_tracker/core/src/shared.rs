@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub claims_idle: bool,
     /// The id of the connection that is told of changes in queues, while there is one.
     pub told: Option<i64>,
+    /// The same, of one that should have been told and was not.
+    pub distrusted: Option<i64>,
     /// It was told of one.
     pub alarm: bool,
     /// How many instances there are, as far as this one knows.
@@ -163,6 +165,7 @@ impl Shared {
                 ride: false,
                 claims_idle: false,
                 told: None,
+                distrusted: None,
                 alarm: false,
                 instances: 1,
                 indexes: Vec::new(),

@@ -84,7 +84,8 @@ fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
             Err(error) if error.is_timeout() => {}
             Err(error) => return Err(error.into()),
         }
-        if matches!(shared.state().phase, Phase::Left | Phase::Stopped) {
+        let state = shared.state();
+        if matches!(state.phase, Phase::Left | Phase::Stopped) || state.distrusted == Some(id) {
             return Ok(());
         }
     }

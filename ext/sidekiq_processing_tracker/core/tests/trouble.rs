@@ -128,7 +128,8 @@ fn one_whose_lease_is_taken_again_and_again_registers_at_a_pace() {
     let mut connection = server.connect();
     let mut handles = Vec::new();
     while start.elapsed() < TTL * 2 {
-        // What is new here wants its record, and so the loss is seen at once each time.
+        // What is new here wants its record, and so the loss is seen at once each time. Each is another job: one that is
+        // orphaned so often would be a suspect, and leave at a pace of its own.
         handles.push(tracker.track("work", &job(&format!("new-{}", handles.len()))));
         let () = take_all.arg(keys().inflight("*")).invoke(&mut connection).unwrap();
     }

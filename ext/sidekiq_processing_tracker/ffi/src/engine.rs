@@ -193,8 +193,13 @@ impl Engine {
     /// `#requeue(handles, timeout_ms)`: puts jobs back and their records away. Answers a Hash: "unrecorded", the handles of
     /// those that have no record, which the caller must put back; "pending", of those that Redis has on record but has
     /// not put back in time, which come back when the lease has run out, if not before.
-    pub fn requeue(ruby: &Ruby, this: &Self, handles: Vec<Handle>, timeout_ms: u64) -> Result<RHash, Error> {
+    pub fn requeue(ruby: &Ruby, this: &Self, handles: RArray, timeout_ms: u64) -> Result<RHash, Error> {
         errors::guard(ruby, || {
+            // Not by Vec's own conversion: that holds on to the array's memory while to_int of an element may change it.
+            let handles = handles
+                .into_iter()
+                .map(Handle::try_convert)
+                .collect::<Result<Vec<_>, _>>()?;
             let Some(engine) = this.mine() else {
                 return requeued(ruby, handles, Vec::new());
             };

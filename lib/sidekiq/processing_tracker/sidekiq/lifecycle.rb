@@ -97,7 +97,8 @@ module Sidekiq
         choice = FetchChoice.new(ProcessingTracker.fetch, sources.map(&:first))
         # In a forked child the launcher may have been its parent's.
         @processing_tracker = Runtime.enter(Lifecycle.info(self), choice.native?) unless @processing_tracker&.here?
-        Log.write(*choice.line)
+        level, text = choice.line
+        Log.write(level, text)
         Lifecycle.attach(sources, choice.native?, @processing_tracker)
         scheduler = SchedulerChoice.new(ProcessingTracker.scheduler, poller)
         Log.write(*scheduler.line)

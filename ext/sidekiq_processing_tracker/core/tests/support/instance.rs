@@ -2,9 +2,14 @@
 //!
 //! It reads commands from stdin, one a line, and answers each with one line on stdout; payloads and queues are in hex.
 //! A line that begins with `event` comes unasked. When stdin ends, so does the process, at once and without leaving.
+//!
+//! With `work=<threads>,<strict or weighted>,<queue>,<queue>...` (as often as there are to be crews) threads take jobs
+//! and tell so, in a line before each step: `event Begun <queue> <payload>`, then `event Done <payload>` before the ack,
+//! or nothing where the thread drops the job.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use processing_tracker_core::crew::Plan;
 use processing_tracker_core::due::Push;
 use processing_tracker_core::engine::{Engine, Recorded};
 use processing_tracker_core::events::Next;
@@ -17,8 +22,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[allow(dead_code)]
+#[path = "rng.rs"]
+mod rng;
+
 fn main() {
     let engine = Arc::new(Engine::start(settings()).expect("an engine"));
+    for crew in std::env::args().filter_map(|argument| argument.strip_prefix("work=").map(str::to_owned)) {
+        start_crew(&engine, &crew);
+    }
     thread::spawn({
         let engine = Arc::clone(&engine);
         move || tell_events(&engine)
@@ -63,11 +75,55 @@ fn settings() -> Settings {
             "interval_ms" => settings.interval = millis(value),
             "ttl_ms" => settings.ttl = millis(value),
             "hold_ms" => settings.hold = millis(value),
+            "work" => settings.fetch = Fetch::Native,
             "recovery_window_ms" => settings.policy.recovery_window = millis(value),
             other => panic!("unknown setting {other}"),
         }
     }
     settings
+}
+
+fn start_crew(engine: &Arc<Engine>, crew: &str) {
+    let words: Vec<&str> = crew.split(',').collect();
+    let queues = words[2..].iter().map(|queue| queue.as_bytes().to_vec());
+    let number = engine
+        .add_crew(Plan::new(queues, words[1] == "strict"))
+        .expect("a crew");
+    for thread in 0..words[0].parse().expect("a number of threads") {
+        let (engine, rng) = (
+            Arc::clone(engine),
+            rng::Rng::at(u64::from(std::process::id()), &[number as u64, thread]),
+        );
+        thread::spawn(move || work(&engine, number, rng));
+    }
+}
+
+fn work(engine: &Engine, crew: usize, mut rng: rng::Rng) {
+    loop {
+        let Some(taken) = engine.take(crew) else {
+            if let Some(parker) = engine.wait_for_work(crew) {
+                parker.wait(Some(Instant::now() + Duration::from_millis(100)));
+                engine.stop_waiting(crew, &parker);
+            } else if !engine.gives_work(crew) {
+                return;
+            }
+            continue;
+        };
+        let payload: String = taken.payload.iter().map(|byte| format!("{byte:02x}")).collect();
+        say(&format!(
+            "event Begun {} {payload}",
+            String::from_utf8_lossy(&taken.queue)
+        ));
+        if rng.chance(0.1) {
+            thread::sleep(rng.up_to(Duration::from_millis(50)));
+        }
+        if rng.chance(0.05) {
+            engine.release(taken.handle);
+        } else {
+            say(&format!("event Done {payload}"));
+            engine.ack(taken.handle);
+        }
+    }
 }
 
 fn answer(engine: &Engine, words: &[&str]) -> String {

@@ -191,6 +191,13 @@ impl Instance {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The same, all of it, once the process is dead.
+    pub fn said(&mut self) -> Vec<String> {
+        // The pipe holds what it wrote before it died.
+        while self.answers.recv_timeout(SOON).is_ok() {}
+        self.events()
+    }
+
     /// How many events of this name it has told.
     pub fn told(&self, name: &str) -> usize {
         let is = |event: &&String| {

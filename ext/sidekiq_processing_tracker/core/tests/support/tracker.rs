@@ -66,6 +66,12 @@ pub fn forgetful(socket: &Path, instance_id: &str) -> Settings {
     settings
 }
 
+/// The same of those who claim their jobs themselves.
+pub fn native(mut settings: Settings) -> Settings {
+    settings.fetch = Fetch::Native;
+    settings
+}
+
 /// The keys of the tests' namespace.
 pub fn keys() -> Keys {
     Keys::new(NAMESPACE)
