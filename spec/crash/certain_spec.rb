@@ -16,7 +16,7 @@ RSpec.describe "kill -9 on a host where somebody looks" do
     example.reporter.message("  kill -9 to re-run by #{what}: #{(now - since).round(2)} s (lease 60 s)")
   end
 
-  {nil => "of the specs", :sidekiq_6 => "6.5"}.each do |bundle, version|
+  {nil => "of the specs", :unique_jobs_7 => "6.5"}.each do |bundle, version|
     context("with Sidekiq #{version}", bundle: bundle) do
       it "runs its jobs again in the process that is started in its place" do |example|
         victim = start(bundle).up

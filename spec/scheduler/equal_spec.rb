@@ -57,7 +57,7 @@ RSpec.describe "the scheduler beside Sidekiq's own" do
     "with middleware that puts jobs off" => middleware.call('job["at"] = 4_000_000_000.0 if job["jid"] == "tags"; yield')
   }
 
-  {nil => "of the specs", :sidekiq_6 => "6.5"}.each do |bundle, version|
+  {nil => "of the specs", :unique_jobs_7 => "6.5"}.each do |bundle, version|
     context("with Sidekiq #{version}", bundle: bundle) do
       cases.each do |name, app|
         it "pushes the same #{name}" do

@@ -24,7 +24,7 @@ RSpec.describe "the scheduler of a Sidekiq process" do
     redis.call("KEYS", "sidekiq_processing:due:*").sum { |key| redis.call("HLEN", key) - redis.call("HEXISTS", key, "call") }
   end
 
-  {nil => "of the specs", :sidekiq_6 => "6.5"}.each do |bundle, version|
+  {nil => "of the specs", :unique_jobs_7 => "6.5"}.each do |bundle, version|
     context("with Sidekiq #{version}", bundle: bundle) do
       it "pushes what is due, from both sets, and leaves the rest" do
         jids = Array.new(250) { |i| schedule(quick(i)) } << schedule(quick("retried"), set: "retry")

@@ -196,7 +196,10 @@ impl Engine {
     pub fn requeue(ruby: &Ruby, this: &Self, handles: RArray, timeout_ms: u64) -> Result<RHash, Error> {
         errors::guard(ruby, || {
             // Not by Vec's own conversion: that holds on to the array's memory while to_int of an element may change it.
-            let handles = handles.into_iter().map(Handle::try_convert).collect::<Result<Vec<_>, _>>()?;
+            let handles = handles
+                .into_iter()
+                .map(Handle::try_convert)
+                .collect::<Result<Vec<_>, _>>()?;
             let Some(engine) = this.mine() else {
                 return requeued(ruby, handles, Vec::new());
             };
@@ -236,17 +239,17 @@ impl Engine {
         this: &Self,
         set: RString,
         until: RString,
-        defaults: Option<Vec<String>>,
+        defaults: Option<RArray>,
         milliseconds: bool,
     ) -> Result<RArray, Error> {
         errors::guard(ruby, || {
             let answer = ruby.ary_new_capa(3);
             let jobs = ruby.ary_new();
+            let straight = defaults.map(|names| straight(names, milliseconds)).transpose()?;
             let claimed = match this.of_this_process() {
                 None => Claimed::default(),
                 Some(engine) => {
                     let (set, until) = (bytes(set), bytes(until));
-                    let straight = defaults.map(|defaults| Straight { defaults, milliseconds });
                     gvl::run(ruby, move |_| engine.claim_due(&set, &until, straight.as_ref()))?
                 }
             };
@@ -339,6 +342,11 @@ impl Engine {
             Ok(engine.has_left())
         })
     }
+}
+
+fn straight(names: RArray, milliseconds: bool) -> Result<Straight, Error> {
+    let defaults = names.into_iter().map(String::try_convert).collect::<Result<_, _>>()?;
+    Ok(Straight { defaults, milliseconds })
 }
 
 /// A copy of the bytes.
