@@ -342,7 +342,9 @@ module Sidekiq
         value, source = lookup(option)
         return choices.first if value.nil?
 
-        choices.find { |name| name.to_s == value.to_s } || refuse(source, value, allowed)
+        # false is a choice too.
+        index = choices.index { |name| name.to_s == value.to_s } || refuse(source, value, allowed)
+        choices[index]
       end
 
       def label(option)

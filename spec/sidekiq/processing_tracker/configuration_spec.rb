@@ -21,7 +21,8 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
     it "has those of the table in the README" do
       expect(config).to have_attributes(
         namespace: "sidekiq_processing", instance_id: Socket.gethostname, heartbeat_interval: 5, heartbeat_ttl: 30,
-        recovery_lock_ttl: 300, track: :marked, scheduler: :auto, exclusive_instance_id: false, max_recoveries: 3, recovery_window: 259_200, redis_options: nil, logger: Sidekiq.logger
+        recovery_lock_ttl: 300, track: :marked, scheduler: :auto, exclusive_instance_id: false, polling: false,
+        max_recoveries: 3, recovery_window: 259_200, redis_options: nil, logger: Sidekiq.logger
       )
     end
 
@@ -39,14 +40,15 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
     {
       namespace: ["shop", "shop"], instance_id: ["pod-1:blue", "pod-1:blue"], heartbeat_interval: ["0.25", 0.25],
       heartbeat_ttl: ["45", 45], recovery_lock_ttl: ["60", 60], track: ["all", :all], recovery_window: ["3600", 3600],
-      scheduler: ["sidekiq", :sidekiq], exclusive_instance_id: ["true", true]
+      scheduler: ["sidekiq", :sidekiq], exclusive_instance_id: ["true", true], polling: ["false", false]
     }.each do |option, (text, value)|
       variable = described_class::ENVIRONMENT.fetch(option)
 
       it "gives #{option} by #{variable}, and code beats it" do
         with_environment(variable => text) do
           expect(config.public_send(option)).to eq(value)
-          code = {track: :marked, namespace: "code", instance_id: "code", scheduler: :auto, exclusive_instance_id: false}.fetch(option, 77)
+          code = {track: :marked, namespace: "code", instance_id: "code", scheduler: :auto, exclusive_instance_id: false,
+                  polling: true}.fetch(option, 77)
           config.public_send("#{option}=", code)
           expect(config.public_send(option)).to eq(code)
           config.public_send("#{option}=", nil)
