@@ -69,9 +69,11 @@ module Sidekiq
         @config = config
         @pid = Process.pid
         @users = 0
-        settings = Settings.build(config, info: info, native: native)
+        @passwords = Passwords.new
+        settings = Settings.build(config, passwords: @passwords, info: info, native: native)
         config.fix
         @engine = start(settings)
+        @passwords.start
         @events = Events.new(@engine).start
       end
 
@@ -97,6 +99,7 @@ module Sidekiq
         Log.failure("leave", error)
       ensure
         @config.release
+        @passwords.stop
         @events.join(LOG_TIMEOUT)
       end
 

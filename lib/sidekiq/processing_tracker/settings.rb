@@ -16,10 +16,11 @@ module Sidekiq
         # @param config [Configuration]
         # @param info [Hash{String => String}] what people may want to know of this process
         # @param native [Boolean] whether the engine fetches jobs
+        # @param passwords [Passwords] who answers for passwords that may change
         # @return [Hash{Symbol => Object}] settings for {Native::Engine.start} and {Native.reenqueue_orphans}
-        # @raise [ConfigurationError] when an option cannot be used
+        # @raise [ConfigurationError] when an option cannot be used, or this Redis cannot
         # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
-        def build(config, info: {}, native: false)
+        def build(config, passwords:, info: {}, native: false)
           {
             namespace: config.namespace,
             instance_id: config.instance_id,
@@ -32,7 +33,7 @@ module Sidekiq
             max_recoveries: config.max_recoveries,
             recovery_window_ms: milliseconds(config.recovery_window),
             **DeadSetLimits.to_native,
-            redis: redis(config).to_native,
+            redis: examined(redis(config), config.namespace, passwords),
             info: info
           }
         end
@@ -43,11 +44,27 @@ module Sidekiq
         # @return [Hash{Symbol => Object}] for {Native::Watch.new} and {Native.clear_unique_lock}
         # @raise [ConfigurationError] when an option cannot be used
         def target(config)
-          settings = config.redis_options.nil? ? RedisSettings.from_sidekiq : RedisSettings.from_options(config.redis_options)
-          settings.to_native
+          own_or_sidekiqs(config).to_native
         end
 
         private
+
+        def own_or_sidekiqs(config)
+          config.redis_options.nil? ? RedisSettings.from_sidekiq : RedisSettings.from_options(config.redis_options)
+        end
+
+        # A Redis that is away, or busy with itself, is no reason not to start: the engine goes on trying.
+        def examined(settings, namespace, passwords)
+          settings.weaknesses.each { |weakness| Log.write(:warn, "connects to Redis (#{settings.server}), but #{weakness}") }
+          examine(settings.to_native, namespace)
+          settings.to_native(passwords)
+        end
+
+        def examine(target, namespace)
+          Native.examine(target, namespace, PROBE_TIMEOUT)
+        rescue ConnectionError
+          # It may be away for a moment only.
+        end
 
         # A tiny interval must not become none.
         def milliseconds(seconds)

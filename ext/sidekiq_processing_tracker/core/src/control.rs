@@ -3,11 +3,13 @@
 //! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
 
 use crate::error::{Error, Result};
+use crate::events::Event;
 use crate::identity;
 use crate::legacy::{self, Lookout};
 use crate::link::Link;
 use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced};
+use crate::server;
 use crate::settings::Pace;
 use crate::shared::{Phase, Sent, Shared, Side};
 use std::sync::atomic::Ordering;
@@ -170,10 +172,25 @@ impl Control {
             Ok((identity, pace)) => {
                 self.beat.succeeded();
                 self.look = true;
-                self.registered = Some(Instant::now());
+                let first = self.registered.replace(Instant::now()).is_none();
                 self.shared.registered(identity, pace, sent);
+                if first {
+                    self.warn_of_eviction();
+                }
             }
             Err(error) => self.failed(&error, pace),
+        }
+    }
+
+    fn warn_of_eviction(&mut self) {
+        match server::evicts(&mut self.link) {
+            Ok(Some(policy)) => self.shared.events.push(Event::Warning(format!(
+                "Redis throws keys away when its memory is full (maxmemory-policy {policy}): jobs and what is known of those \
+                 that run would go without a trace. Sidekiq and the tracker need maxmemory-policy noeviction"
+            ))),
+            Ok(None) => {}
+            // Nobody is to go without a beat for that.
+            Err(_) => self.link.discard(),
         }
     }
 
@@ -235,7 +252,7 @@ impl Control {
                 self.link.discard();
                 // A failure to reach Redis is told by the beats, and the same call is made again. What Redis refuses, it
                 // may refuse for ever: the hold runs out, and meanwhile others get their turn.
-                if self.recover.failed(pace) && !matches!(error, Error::Connection(_)) {
+                if self.recover.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
                     let from = self
                         .recovery
                         .take()
@@ -260,7 +277,7 @@ impl Control {
             Ok(()) => self.search.succeeded(),
             Err(error) => {
                 self.link.discard();
-                if self.search.failed(pace) && !matches!(error, Error::Connection(_)) {
+                if self.search.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
                     self.search.succeeded();
                     self.lookout.give_up();
                     self.shared.warn_once("legacy", legacy::cannot_search(&error));

@@ -1,6 +1,6 @@
 //! The one error type of this crate.
 
-use crate::settings::Target;
+use crate::target::Target;
 
 /// What can go wrong. `ffi` maps each kind to a Ruby class, in one function.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -12,6 +12,9 @@ pub enum Error {
     /// Redis has answered, with an error.
     #[error("{0}")]
     Refused(String),
+    /// This server, or what is known of how to get to it, cannot be used, whether now or later.
+    #[error("{0}")]
+    Unfit(String),
     /// A reply from Redis makes no sense.
     #[error("Redis gave a reply to {call} that makes no sense: {what}. Is another program writing to these keys?")]
     Protocol {
@@ -34,6 +37,7 @@ impl Error {
         match self {
             Self::Connection(text) => Self::Connection(format!("{target}: {text}")),
             Self::Refused(text) => Self::Refused(format!("{target}: {text}")),
+            Self::Unfit(text) => Self::Unfit(format!("{target}: {text}")),
             other => other,
         }
     }
@@ -61,6 +65,15 @@ impl From<redis::RedisError> for Error {
             // What Redis says to a long call from one who should have logged in first.
             _ if error.detail().is_some_and(|detail| detail.contains("unauthenticated")) => {
                 "Redis answered NOAUTH Authentication required".to_owned()
+            }
+            _ if matches!(error.code(), Some("MOVED" | "ASK" | "CLUSTERDOWN" | "CROSSSLOT")) => {
+                return Self::Unfit(
+                    "Redis answers as a Redis Cluster does, on which Sidekiq itself is not safe: use a server without cluster mode".into(),
+                );
+            }
+            // A master that has been demoted.
+            _ if error.code() == Some("READONLY") => {
+                return Self::Connection("this server has become a replica, which takes no writes (READONLY)".into());
             }
             _ if error.is_timeout() => "Redis did not answer in time".to_owned(),
             _ => match (error.code(), error.detail()) {

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::keys::{self, Keys};
 use crate::link::{Call, Link};
 use crate::payload::{Facts, LockKind};
+use crate::server;
 use crate::settings::{Pace, Policy};
 use redis::Value;
 use std::collections::HashMap;
@@ -56,6 +57,7 @@ script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
 script!(CLEAR_LOCK, "unique_locks", "clear_lock");
 script!(LEAVE, "requeue", "leave");
 script!(SURVEY, "survey");
+script!(RIGHTS, "rights");
 
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
@@ -70,6 +72,7 @@ pub fn prepare() {
         &CLEAR_LOCK,
         &LEAVE,
         &SURVEY,
+        &RIGHTS,
     ];
     for script in scripts.into_iter().chain(crate::legacy::SCRIPTS) {
         LazyLock::force(&script.hash);
@@ -637,6 +640,31 @@ pub fn leave(link: &mut Link, keys: &Keys, identity: &str, acks: &[Token], reque
     Ok(Fenced::Alive(answer.number()?))
 }
 
+/// Which of these commands the user may not do, each on a key, and by the number that was given with it. None before Redis
+/// 7.0, which does not tell.
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn forbidden<'a>(
+    link: &mut Link,
+    wanted: impl Iterator<Item = (&'a str, &'a str, usize)>,
+) -> Result<Vec<(String, usize)>> {
+    let mut call = Call::default();
+    for (command, key, number) in wanted {
+        call.arg(command).arg(key).count(number);
+    }
+    let mut answer = Answer::to("rights", link.run(&RIGHTS, &call)?)?;
+    let mut forbidden = Vec::new();
+    while !answer.is_empty() {
+        let (command, number) = (answer.text()?, answer.text()?);
+        let number = number
+            .parse()
+            .map_err(|_| Error::protocol("rights", "a number was expected"))?;
+        forbidden.push((command, number));
+    }
+    Ok(forbidden)
+}
+
 /// All fields of an instance's in-flight hash, or `Lost` when it has no lease.
 ///
 /// # Errors
@@ -658,6 +686,9 @@ pub fn fields(link: &mut Link, keys: &Keys, identity: &str) -> Result<Fenced<Vec
 /// The error, naming the key where Redis only says that some key holds something else.
 #[must_use]
 pub fn explain(link: &mut Link, keys: &Keys, identity: &str, error: &Error) -> Error {
+    if let Some(explained) = server::explain(link, keys, error) {
+        return explained;
+    }
     if !matches!(error, Error::Refused(text) if text.contains("WRONGTYPE")) {
         return error.clone();
     }

@@ -16,7 +16,8 @@ use processing_tracker_core::orphans::reenqueue_orphans;
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::registry::Requeueing;
 use processing_tracker_core::scripts::{self, Turn, Turned};
-use processing_tracker_core::settings::{Address, Settings};
+use processing_tracker_core::settings::Settings;
+use processing_tracker_core::target::Address;
 use processing_tracker_core::Error;
 use redis::Commands;
 use support::lua;
@@ -682,7 +683,7 @@ fn a_redis_that_refuses_is_quoted_without_secrets() {
     server.config_set("requirepass", "hunter2-is-right");
     let with = |password: Option<&str>, username: Option<&str>| {
         let mut settings = settings(&server.socket_path(), "one");
-        settings.redis.password = password.map(Into::into);
+        settings.redis.password = password.map(Into::into).unwrap_or_default();
         settings.redis.username = username.map(Into::into);
         settings
     };
@@ -710,7 +711,7 @@ fn an_engine_logs_in_and_works_in_its_database() {
     settings.redis.address = Address::Tcp("127.0.0.1".into(), server.port().unwrap());
     settings.redis.db = 3;
     settings.redis.username = Some("tracker".into());
-    settings.redis.password = Some("hunter2".into());
+    settings.redis.password = "hunter2".into();
     let tracker = Tracker::registered(settings.clone());
     tracker.record("work", &job("a"));
     assert_eq!(our_keys(&server), NOTHING.map(|_| String::new()));

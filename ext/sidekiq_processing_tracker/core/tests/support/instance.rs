@@ -9,7 +9,8 @@ use processing_tracker_core::engine::{Engine, Recorded};
 use processing_tracker_core::events::Next;
 use processing_tracker_core::parker::Woken;
 use processing_tracker_core::registry::Requeueing;
-use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target};
+use processing_tracker_core::settings::{Fetch, Policy, Settings};
+use processing_tracker_core::target::{Address, Target};
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 use std::thread;
@@ -35,14 +36,7 @@ fn settings() -> Settings {
         interval: Duration::from_millis(200),
         ttl: Duration::from_secs(1),
         hold: Duration::from_secs(300),
-        redis: Target {
-            address: Address::Unix("/nowhere".into()),
-            db: 0,
-            username: None,
-            password: None,
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(3),
-        },
+        redis: Target::new(Address::Unix("/nowhere".into())),
         info: vec![("hostname".into(), "child".into())],
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),

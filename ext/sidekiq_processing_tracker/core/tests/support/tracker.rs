@@ -12,7 +12,8 @@ use processing_tracker_core::link::Link;
 use processing_tracker_core::orphans::{reenqueue_orphans, Recovered};
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::registry::Handle;
-use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target};
+use processing_tracker_core::settings::{Fetch, Policy, Settings};
+use processing_tracker_core::target::{Address, Target};
 use processing_tracker_core::Result;
 use redis::Commands;
 
@@ -30,14 +31,7 @@ pub const NAMESPACE: &str = "sidekiq_processing";
 
 /// The server behind this unix socket.
 pub fn target(socket: &Path) -> Target {
-    Target {
-        address: Address::Unix(socket.to_owned()),
-        db: 0,
-        username: None,
-        password: None,
-        connect_timeout: Duration::from_secs(1),
-        read_timeout: Duration::from_secs(3),
-    }
+    Target::new(Address::Unix(socket.to_owned()))
 }
 
 /// Quick settings for the server behind this unix socket.
