@@ -10,15 +10,19 @@ class RedisServer
   attr_reader :socket
   # @return [Integer, nil]
   attr_reader :port
+  # @return [Integer, nil] where it speaks TLS
+  attr_reader :tls_port
   # @return [OwnProcess]
   attr_reader :process
 
   # @param tcp [Boolean] listen on a port of 127.0.0.1 instead of a socket
+  # @param tls [Hash{Symbol => String}, nil] see {Certificates#directives}: also listen on a port on which it speaks TLS
   # @param env [Hash{String => String}] of the server process, for example for libfaketime
   # @param options [Hash] further directives of redis.conf, like appendonly: "yes"
-  def initialize(tcp: false, env: {}, **options)
+  def initialize(tcp: false, tls: nil, env: {}, **options)
     @folder = Scratch.folder
     tcp ? @port = free_port : @socket = File.join(@folder, "redis.sock")
+    options = {"tls-port": @tls_port = free_port, **tls, **options} if tls
     @env = env
     @options = {:save => "", :appendonly => "no", "appendfsync" => "always", :loglevel => "warning"}.merge(options)
     start

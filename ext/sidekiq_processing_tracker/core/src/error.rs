@@ -82,7 +82,7 @@ impl From<redis::RedisError> for Error {
                     let detail = detail.split(" script: ").next().unwrap_or(detail);
                     format!("Redis answered {code} {detail}")
                 }
-                _ => error.to_string(),
+                _ => in_words(&error.to_string()),
             },
         };
         if answered {
@@ -90,5 +90,44 @@ impl From<redis::RedisError> for Error {
         } else {
             Self::Connection(text)
         }
+    }
+}
+
+/// What goes wrong with connections, for people: what rustls and the system say is mostly clear, but not all of it.
+fn in_words(text: &str) -> String {
+    const WORDS: [(&str, &str); 7] = [
+        (
+            "UnknownIssuer",
+            "the server's certificate is by no authority that is trusted (ca_file, ca_path)",
+        ),
+        (
+            "CaUsedAsEndEntity",
+            "the server's certificate is an authority's own: make it one of its own, by that authority",
+        ),
+        (
+            "NotValidForName",
+            "the server's certificate is not valid for the host that was asked for",
+        ),
+        (
+            "UnsupportedCertVersion",
+            "the server's certificate is of an old version (needed is X.509 version 3)",
+        ),
+        (
+            "alert: CertificateRequired",
+            "the server wants a certificate (cert, key)",
+        ),
+        (
+            "alert: HandshakeFailure",
+            "the server and the tracker have no way of encryption in common, or it wants a certificate (cert, key)",
+        ),
+        ("InvalidContentType", "the server does not speak TLS"),
+    ];
+    match WORDS.into_iter().find(|(sign, _)| text.contains(sign)) {
+        Some((_, words)) => words.to_owned(),
+        None => text.replacen(
+            "invalid peer certificate: certificate",
+            "the server's certificate is refused: certificate",
+            1,
+        ),
     }
 }

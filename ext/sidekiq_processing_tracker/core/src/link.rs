@@ -71,8 +71,14 @@ impl Link {
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.attempt = Some(attempt);
+                    // To a server that does not speak it, what TLS begins with is a command that has not come to its end.
+                    let hint = if self.target.tls.is_some() {
+                        ". Does it speak TLS there?"
+                    } else {
+                        ""
+                    };
                     return Err(Error::Connection(format!(
-                        "no connection to {} within {limit:?}",
+                        "no connection to {} within {limit:?}{hint}",
                         self.target
                     )));
                 }

@@ -133,7 +133,13 @@ pub(crate) fn connect(
         None => Client::open(info)?,
         Some(tls) => encrypted(info, tls)?,
     };
-    let connection = client.get_connection_with_timeout(connect_within)?;
+    let connection = client.get_connection_with_timeout(connect_within).map_err(|error| {
+        let closed = ["unexpected end of file", "reset by peer"];
+        if tls.is_none() && closed.iter().any(|sign| error.to_string().contains(sign)) {
+            return Error::Connection("the server closed the connection at once. Does it want TLS (rediss://)?".into());
+        }
+        error.into()
+    })?;
     // redis-rs has taken its timeouts off again after the login.
     connection.set_read_timeout(Some(reply_within))?;
     connection.set_write_timeout(Some(reply_within))?;

@@ -13,5 +13,6 @@ pub mod proxy;
 pub mod redis_server;
 pub mod resp;
 pub mod rng;
+pub mod sentinel;
 pub mod tracker;
 pub mod wait;
