@@ -95,6 +95,15 @@ fn work(engine: &Engine, crew: usize, done: &Mutex<Vec<String>>) {
 
 #[test]
 fn a_failover_under_load_costs_no_lease_and_no_job_that_the_replica_has() {
+    failover(RedisServer::crash, RedisServer::start_again);
+}
+
+#[test]
+fn nor_does_one_from_a_master_that_stands_still_for_a_while() {
+    failover(|server| server.pause(), |server| server.resume());
+}
+
+fn failover(end: impl Fn(&mut RedisServer), begin: impl Fn(&mut RedisServer)) {
     let mut watched = Watched::start(None, None);
     let fleet = Fleet::start(|| watched.target(None, None), 3);
     let over = Arc::new(AtomicBool::new(false));
@@ -137,14 +146,14 @@ fn a_failover_under_load_costs_no_lease_and_no_job_that_the_replica_has() {
     eventually(SOON, "jobs run", || fleet.done().len() > 300);
     let old = watched.servers[0].port().unwrap();
     let before = fleet.done().len();
-    watched.servers[0].crash();
+    end(&mut watched.servers[0]);
     let new = watched.wait_for_failover(old).port();
     eventually(SOON, "jobs run from the new master", || {
         fleet.done().len() > before + 300
     });
 
     // The old master comes back, as a master for a moment, then as a replica: nobody of ours goes to it.
-    watched.servers[0].start_again();
+    begin(&mut watched.servers[0]);
     eventually(SOON * 2, "the old master is a replica", || {
         let info: String = redis::cmd("INFO")
             .arg("replication")

@@ -43,6 +43,8 @@ fn settings() -> Settings {
         polls: false,
     };
     for argument in std::env::args().skip(1) {
+        settings.redis.username = Some("tracker".into());
+        settings.redis.password = "of-the-tracker".into();
         let (key, value) = argument.split_once('=').expect("key=value");
         match key {
             "socket" => settings.redis.address = Address::Unix(value.into()),

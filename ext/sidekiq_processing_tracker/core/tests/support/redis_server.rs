@@ -19,6 +19,23 @@ use tempfile::TempDir;
 
 use super::wait::{eventually, eventually_some};
 
+/// Whom the instances of the tests log in as. It may do what docs/operations.md says that it must, and nothing else.
+pub const USER: &str = "tracker";
+/// Its password.
+pub const PASSWORD: &str = "of-the-tracker";
+
+/// What docs/operations.md gives a user of the tracker's own, as in an ACL.
+fn rules() -> String {
+    let docs = include_str!("../../../../../docs/operations.md");
+    let begin = docs.find("ACL SETUSER tracker ").expect("a user in docs/operations.md");
+    let command = docs[begin..].split("\n```").next().expect("a block");
+    let words = command.split_whitespace().filter(|word| *word != "\\").skip(3);
+    words
+        .filter(|word| *word != "on" && !word.starts_with('>'))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// For everything that a healthy server does at once. Long, since the machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -320,6 +337,9 @@ impl RedisServer {
             self.port.unwrap_or(0),
             self.socket_path().display(),
         );
+        if !self.options.sentinel {
+            text.push_str(&format!("user {USER} on >{PASSWORD} {}\n", rules()));
+        }
         if !self.options.sentinel && !self.options.config.iter().any(|(name, _)| name == "save") {
             text.push_str("save \"\"\n");
         }

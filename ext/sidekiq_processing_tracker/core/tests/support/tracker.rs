@@ -17,7 +17,7 @@ use processing_tracker_core::target::{Address, Target};
 use processing_tracker_core::Result;
 use redis::Commands;
 
-use super::redis_server::RedisServer;
+use super::redis_server::{RedisServer, PASSWORD, USER};
 use super::wait::{eventually, eventually_some};
 
 /// For what a healthy engine does at once, and a recovery within its ttl. Long, since the machine may be busy.
@@ -31,7 +31,10 @@ pub const NAMESPACE: &str = "sidekiq_processing";
 
 /// The server behind this unix socket.
 pub fn target(socket: &Path) -> Target {
-    Target::new(Address::Unix(socket.to_owned()))
+    let mut target = Target::new(Address::Unix(socket.to_owned()));
+    target.username = Some(USER.into());
+    target.password = PASSWORD.into();
+    target
 }
 
 /// Quick settings for the server behind this unix socket.
