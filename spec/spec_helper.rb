@@ -18,6 +18,7 @@ RSpec.configure do |config|
 
   config.include Eventually
   config.include WithEnvironment
+  config.extend Fetches
 
   config.after { Scratch.close }
 end

@@ -270,7 +270,7 @@ module Sidekiq
       # A pool belongs to the process and the options it was made for.
       def redis_pool
         @pool_lock.synchronize do
-          key = [Process.pid, redis_options]
+          key = [::Process.pid, redis_options]
           @pool = [key, RedisSettings.from_options(redis_options).new_pool] unless @pool&.first == key
           @pool.last
         end

@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
-# Redis is away just when a job begins: the job runs all the same, and is recorded as soon as that is possible.
+# Redis is away just when a job begins. Fetched by the app's own fetch it runs all the same, and is recorded as soon as that is
+# possible.
 RSpec.describe "a job that starts while Redis is away" do
   let(:redis) { RedisServer.new(appendonly: "yes") }
   let(:gate) { Gate.new }
@@ -89,14 +90,16 @@ RSpec.describe "a job that starts while Redis is away" do
         end
       end
     RUBY
-    worker = SidekiqProcess.new(redis, app: recorded, concurrency: 1).up
+    workers = %w[native sidekiq].map do |fetch|
+      SidekiqProcess.new(redis, app: recorded, queues: [fetch], concurrency: 1, env: {"PROCESSING_FETCH" => fetch}).up
+    end
     2.times do |i|
       redis.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-      Queues.push(redis, Queues.marked("RecordedJob"))
-      eventually("the job") { redis.call("LLEN", "recorded") == i + 1 }
+      %w[native sidekiq].each { |queue| Queues.push(redis, Queues.marked("RecordedJob"), queue: queue) }
+      eventually("the job") { redis.call("LLEN", "recorded") == 2 * (i + 1) }
     end
-    expect(redis.call("LRANGE", "recorded", 0, -1)).to eq(%w[1 1])
-    expect(worker.log).not_to include("ProcessingTracker cannot use Redis")
+    expect(redis.call("LRANGE", "recorded", 0, -1)).to eq(%w[1] * 4)
+    expect(workers.map(&:log).join).not_to include("ProcessingTracker cannot use Redis")
   end
 
   it "is recorded when Redis was only stopped and goes on while it runs, and says so once each time" do
@@ -111,5 +114,29 @@ RSpec.describe "a job that starts while Redis is away" do
     expect(outages).to eq(2)
     gate.open
     eventually("the ack") { worker.done == [jid] && Queues.everywhere(redis).empty? }
+  end
+
+  with_fetch(:native) do
+    let(:worker) { SidekiqProcess.new(redis, concurrency: 2).up }
+
+    it "is on record before Redis goes, and its ack waits for the end of the outage" do
+      worker
+      Queues.push(redis, payload)
+      worker.runs(jid)
+      redis.stop
+      worker.wait_for_log(/ProcessingTracker cannot use Redis/)
+      gate.open
+      eventually("the end of the job") { worker.done == [jid] }
+      redis.start
+      worker.wait_for_log(/ProcessingTracker can use Redis again after/)
+      eventually("the ack") { Queues.in_flight(redis) == {worker.identity => []} }
+      others = Array.new(3) { Queues.push(redis, Queues.marked("GatedJob", gate.path)) }
+      worker.runs(*others.map { |other| Queues.jid(other) })
+      eventually("the acks") { Queues.everywhere(redis).empty? }
+      expect(worker.started.size).to eq(4)
+      expect(worker.log.scan(/ERROR.*ProcessingTracker cannot use Redis/).size).to eq(1)
+      expect(worker.log).not_to include("lost the lease")
+      expect(Queues.journal(redis)).to be_empty
+    end
   end
 end

@@ -57,37 +57,39 @@ RSpec.describe "payloads after kill -9" do
     payloads.map(&:b)
   end
 
-  it "go back to their queue byte for byte, and run with the same arguments" do |example|
-    read, unread = payloads.partition { |payload, _| readable?(payload) }.map(&:to_h)
-    example.reporter.message("  not readable with json #{JSON::VERSION}, so never in perform: #{unread.values.join(", ")}") if unread.any?
-    expect(read.values).to include("plain", "big-integers", "numbers-beyond-a-float", "escapes", "depth", "white-space", "1-MB", "no-arguments")
+  with_each_fetch do
+    it "go back to their queue byte for byte, and run with the same arguments" do |example|
+      read, unread = payloads.partition { |payload, _| readable?(payload) }.map(&:to_h)
+      example.reporter.message("  not readable with json #{JSON::VERSION}, so never in perform: #{unread.values.join(", ")}") if unread.any?
+      expect(read.values).to include("plain", "big-integers", "numbers-beyond-a-float", "escapes", "depth", "white-space", "1-MB", "no-arguments")
 
-    victim = SidekiqProcess.new(redis, app: app, concurrency: read.size).up
-    read.each_key { |payload| Queues.push(redis, payload) }
-    eventually("the records") { Queues.in_flight(redis)[victim.identity].size == read.size }
-    expect(bytes(Queues.in_flight(redis)[victim.identity])).to match_array(read.keys)
-    victim.kill
+      victim = SidekiqProcess.new(redis, app: app, concurrency: read.size).up
+      read.each_key { |payload| Queues.push(redis, payload) }
+      eventually("the records") { Queues.in_flight(redis)[victim.identity].size == read.size }
+      expect(bytes(Queues.in_flight(redis)[victim.identity])).to match_array(read.keys)
+      victim.kill
 
-    SidekiqProcess.new(redis, queues: ["later"]).up
-    eventually("the recovery") { Queues.queued(redis).size == read.size }
-    expect(bytes(Queues.everywhere(redis))).to match_array(read.keys)
+      SidekiqProcess.new(redis, queues: ["later"]).up
+      eventually("the recovery") { Queues.queued(redis).size == read.size }
+      expect(bytes(Queues.everywhere(redis))).to match_array(read.keys)
 
-    gate.open
-    SidekiqProcess.new(redis, app: app)
-    eventually("the second runs") { redis.call("LLEN", "echo") == read.size }
-    echo = redis.call("LRANGE", "echo", 0, -1).to_h { |line| JSON.parse(line) }
-    expected = read.to_h { |payload, jid| [jid, JSON.parse(payload)["args"].drop(1).inspect.unpack1("H*")] }
-    expect(echo).to eq(expected)
-    eventually("the acks") { Queues.everywhere(redis).empty? }
-  end
+      gate.open
+      SidekiqProcess.new(redis, app: app)
+      eventually("the second runs") { redis.call("LLEN", "echo") == read.size }
+      echo = redis.call("LRANGE", "echo", 0, -1).to_h { |line| JSON.parse(line) }
+      expected = read.to_h { |payload, jid| [jid, JSON.parse(payload)["args"].drop(1).inspect.unpack1("H*")] }
+      expect(echo).to eq(expected)
+      eventually("the acks") { Queues.everywhere(redis).empty? }
+    end
 
-  it "that cannot be read go where Sidekiq puts them, and nothing of them stays" do
-    worker = SidekiqProcess.new(redis, app: app).up
-    broken = ["not json", "{\"class\":\"EchoJob\"", "\xff".b]
-    broken.each { |payload| Queues.push(redis, payload) }
-    eventually("the dead set") { redis.call("ZCARD", "dead") == broken.size }
-    expect(bytes(redis.call("ZRANGE", "dead", 0, -1))).to match_array(bytes(broken))
-    expect(Queues.everywhere(redis)).to be_empty
-    expect(worker).to be_running
+    it "that cannot be read go where Sidekiq puts them, and nothing of them stays" do
+      worker = SidekiqProcess.new(redis, app: app).up
+      broken = ["not json", "{\"class\":\"EchoJob\"", "\xff".b]
+      broken.each { |payload| Queues.push(redis, payload) }
+      eventually("the dead set") { redis.call("ZCARD", "dead") == broken.size }
+      expect(bytes(redis.call("ZRANGE", "dead", 0, -1))).to match_array(bytes(broken))
+      expect(Queues.everywhere(redis)).to be_empty
+      expect(worker).to be_running
+    end
   end
 end

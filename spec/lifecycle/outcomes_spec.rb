@@ -75,56 +75,58 @@ RSpec.describe "a job's end" do
     expect(Queues.notes(redis, "in_flight")).to match_array(jids.map { |jid| [jid, [jid]] })
   end
 
-  it "is an ack when its retry is written" do
-    worker
-    jid = push("EndingJob", "fail", retry: true)
-    eventually("the retry") { set("retry") == [jid] }
-    expect_settled(jid)
-    expect(set("retry")).to eq([jid])
-  end
+  with_each_fetch do
+    it "is an ack when its retry is written" do
+      worker
+      jid = push("EndingJob", "fail", retry: true)
+      eventually("the retry") { set("retry") == [jid] }
+      expect_settled(jid)
+      expect(set("retry")).to eq([jid])
+    end
 
-  it "is an ack when it dies" do
-    worker
-    jid = push("EndingJob", "fail", retry: 0)
-    eventually("the dead set") { set("dead") == [jid] }
-    expect_settled(jid)
-    expect(redis.call("LRANGE", "deaths", 0, -1)).to eq([jid])
-  end
+    it "is an ack when it dies" do
+      worker
+      jid = push("EndingJob", "fail", retry: 0)
+      eventually("the dead set") { set("dead") == [jid] }
+      expect_settled(jid)
+      expect(redis.call("LRANGE", "deaths", 0, -1)).to eq([jid])
+    end
 
-  it "is an ack when it fails with retry: false" do
-    worker
-    jid = push("EndingJob", "fail", retry: false)
-    eventually("its run") { Queues.notes(redis, "in_flight").any? }
-    expect_settled(jid)
-    expect(set("retry") + set("dead")).to be_empty
-  end
+    it "is an ack when it fails with retry: false" do
+      worker
+      jid = push("EndingJob", "fail", retry: false)
+      eventually("its run") { Queues.notes(redis, "in_flight").any? }
+      expect_settled(jid)
+      expect(set("retry") + set("dead")).to be_empty
+    end
 
-  it "is an ack when a middleware skips it" do
-    worker
-    jid = push("EndingJob", "skip")
-    eventually("its run") { Queues.notes(redis, "in_flight").any? }
-    expect_settled(jid)
-    expect(set("retry") + set("dead")).to be_empty
-  end
+    it "is an ack when a middleware skips it" do
+      worker
+      jid = push("EndingJob", "skip")
+      eventually("its run") { Queues.notes(redis, "in_flight").any? }
+      expect_settled(jid)
+      expect(set("retry") + set("dead")).to be_empty
+    end
 
-  it "is not that of a job that it runs inline, which has no record of its own" do
-    worker
-    jid = push("OuterJob")
-    eventually("its run") { Queues.notes(redis, "in_flight").any? }
-    expect(Queues.notes(redis, "inner").map(&:last)).to eq([[jid]])
-    expect_settled(jid)
-  end
+    it "is not that of a job that it runs inline, which has no record of its own" do
+      worker
+      jid = push("OuterJob")
+      eventually("its run") { Queues.notes(redis, "in_flight").any? }
+      expect(Queues.notes(redis, "inner").map(&:last)).to eq([[jid]])
+      expect_settled(jid)
+    end
 
-  it "is final: nothing is recovered when the worker dies later" do
-    worker
-    jids = [push("EndingJob", "fail", retry: true), push("EndingJob", "fail", retry: 0), push("EndingJob", "skip"), push("EndingJob")]
-    eventually("the runs") { Queues.notes(redis, "in_flight").size == jids.size }
-    expect_settled(*jids)
-    worker.kill
-    other = SidekiqProcess.new(redis, queues: ["later"]).up
-    eventually("the end of the dead one") { Queues.identities(redis) == [other.identity] }
-    expect(Queues.journal(redis)).to be_empty
-    expect(Queues.queued(redis)).to be_empty
-    expect([set("retry"), set("dead")]).to eq([jids.take(1), [jids[1]]])
+    it "is final: nothing is recovered when the worker dies later" do
+      worker
+      jids = [push("EndingJob", "fail", retry: true), push("EndingJob", "fail", retry: 0), push("EndingJob", "skip"), push("EndingJob")]
+      eventually("the runs") { Queues.notes(redis, "in_flight").size == jids.size }
+      expect_settled(*jids)
+      worker.kill
+      other = SidekiqProcess.new(redis, queues: ["later"]).up
+      eventually("the end of the dead one") { Queues.identities(redis) == [other.identity] }
+      expect(Queues.journal(redis)).to be_empty
+      expect(Queues.queued(redis)).to be_empty
+      expect([set("retry"), set("dead")]).to eq([jids.take(1), [jids[1]]])
+    end
   end
 end

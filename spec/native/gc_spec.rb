@@ -12,14 +12,25 @@ RSpec.describe "a garbage collection", :gc_stress do
       loop { break if engine.next_event(10_000)["kind"] == "started" }
       raise "no identity" unless engine.identity.start_with?("spec:\#{Process.pid}:")
 
-      handles = Array.new(4) { |i| engine.track(+"queue", "job \#{i} \#{"x" * 2_000}", "Class\#{i}") }
+      payloads = Array.new(4) { |i| "job \#{i} \#{rand} \#{"x" * 2_000}" }
+      handles = payloads.map.with_index { |payload, i| engine.track(+"queue", payload.dup, "Class\#{i}") }
       raise "no record" unless handles.all? { |handle| engine.await(handle, 10_000) }
 
       engine.touch
       engine.ack(handles[0])
       engine.release(handles[1])
       raise "not requeued" unless engine.requeue([handles[2], handles[3]], 10_000).values.all?(&:empty?)
+      raise "not told" unless engine.next_event(10_000).values_at("kind", "payload") == ["recovered", payloads[1]]
       raise "an event from nowhere" if engine.next_event(0)
+
+      crew = engine.add_crew([+"claimed", +"claimed"], false)
+      raise "not woken" unless engine.wait_for_work(crew, 10_000)
+      handle, queue, payload = engine.take(crew, nil)
+      raise "another job" unless [queue, payload, payload.encoding] == ["claimed", "größe", Encoding::UTF_8]
+      raise "not marked" unless engine.mark(+"Größe", 10_000)
+      engine.ack(handle)
+      engine.quiet(crew, true)
+      raise "work for nobody" unless engine.wait_for_work(crew, 10_000).nil? && engine.take(crew, Encoding::BINARY).nil?
       raise "another key" unless Native.namespaced_key(+"name", +"key") == "name:key"
       raise "no value" unless Native.read_key(settings[:redis], +"key", 1_000) == "value"
       raise "not counted" unless Native.reenqueue_orphans(settings).key?("requeued")
@@ -33,6 +44,7 @@ RSpec.describe "a garbage collection", :gc_stress do
 
   it "in every allocation of every native method does no harm" do
     redis.call("SET", "key", "value")
+    redis.call("LPUSH", "queue:claimed", "größe", "größe", "größe")
     run(<<~RUBY)
       #{all_methods}
       GC.stress = true
@@ -69,6 +81,7 @@ RSpec.describe "a garbage collection", :gc_stress do
 
   it "that moves every object, while threads wait and work, does no harm" do
     redis.call("SET", "key", "value")
+    redis.call("LPUSH", "queue:claimed", "größe", "größe", "größe")
     rounds = run(<<~RUBY).last
       #{all_methods}
       engine = start_engine

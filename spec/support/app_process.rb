@@ -82,16 +82,20 @@ class AppProcess
   # @param app [String] Ruby code after {PRELUDE}
   # @param interval [Numeric] heartbeat_interval, seconds
   # @param ttl [Integer] heartbeat_ttl, seconds
+  # @param bundle [Symbol, nil] the gems to use, see {Bundle}
   # @param env [Hash{String => String, nil}]
   # @yieldparam file [String] where the code is
+  # @yieldparam gems [Bundle]
   # @yieldreturn [Array<String>] the command
-  def initialize(redis, app, interval: INTERVAL, ttl: TTL, env: {})
+  def initialize(redis, app, interval: INTERVAL, ttl: TTL, bundle: nil, env: {})
     folder = Scratch.folder
     file = File.join(folder, "app.rb")
     File.write(file, self.class::PRELUDE + app)
     settings = {"REDIS_URL" => redis.url, "HEARTBEAT_INTERVAL" => interval.to_s, "HEARTBEAT_TTL" => ttl.to_s,
                 "RACK_ENV" => "test", "RAILS_ENV" => nil, "DYNO" => nil}
-    @process = OwnProcess.new(*yield(file), log: File.join(folder, "app.log"), env: settings.merge(env), chdir: folder)
+    gems = Bundle[bundle]
+    @process = OwnProcess.new(*yield(file, gems), log: File.join(folder, "app.log"),
+      env: settings.merge(gems.environment, env), chdir: folder)
   end
 
   # Returns when the engine has registered.

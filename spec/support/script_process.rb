@@ -5,8 +5,8 @@
 class ScriptProcess < AppProcess
   # @param redis [RedisServer]
   # @param code [String] Ruby code after {AppProcess::PRELUDE}
-  # @param settings [Hash] interval:, ttl: and env: as for {AppProcess}
+  # @param settings [Hash] interval:, ttl:, bundle: and env: as for {AppProcess}
   def initialize(redis, code, **settings)
-    super { |file| [Gem.ruby, "-I", LIB, file] }
+    super { |file, gems| [*gems.ruby, file] }
   end
 end

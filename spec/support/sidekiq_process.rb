@@ -5,13 +5,11 @@
 class SidekiqProcess < AppProcess
   # @param redis [RedisServer]
   # @param app [String] Ruby code after {AppProcess::PRELUDE}
-  # @param interval [Numeric] heartbeat_interval, seconds
-  # @param ttl [Integer] heartbeat_ttl, seconds
   # @param timeout [Integer] seconds Sidekiq waits for its jobs when it ends
-  # @param env [Hash{String => String, nil}]
-  def initialize(redis, app: "", concurrency: 2, queues: ["default"], interval: INTERVAL, ttl: TTL, timeout: 5, env: {})
-    super(redis, app, interval: interval, ttl: ttl, env: env) do |file|
-      [Gem.ruby, "-I", LIB, Gem.bin_path("sidekiq", "sidekiq"), "-r", file, "-c", concurrency.to_s,
+  # @param settings [Hash] interval:, ttl:, bundle: and env: as for {AppProcess}
+  def initialize(redis, app: "", concurrency: 2, queues: ["default"], timeout: 5, **settings)
+    super(redis, app, **settings) do |file, gems|
+      [*gems.ruby_with("sidekiq", "sidekiq"), "-r", file, "-c", concurrency.to_s,
         "-t", timeout.to_s, *queues.flat_map { |queue| ["-q", queue] }]
     end
   end

@@ -244,7 +244,7 @@ module Sidekiq
         values = (OPTIONS - [:logger]).to_h { |option| [option, public_send(option)] }
         logger
         @fixed = values.freeze
-        @fixed_by = Process.pid
+        @fixed_by = ::Process.pid
       end
 
       # Lets the options be set again.
@@ -270,7 +270,7 @@ module Sidekiq
       private
 
       def fixed?
-        @fixed && @fixed_by == Process.pid
+        @fixed && @fixed_by == ::Process.pid
       end
 
       def fixed(option)

@@ -38,7 +38,7 @@ module Sidekiq
         # @param error [Exception]
         # @return [void]
         def failure(doing, error)
-          now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+          now = ::Process.clock_gettime(::Process::CLOCK_MONOTONIC)
           return if @failure_at && now - @failure_at < FAILURE_PAUSE
 
           @failure_at = now

@@ -67,7 +67,7 @@ module Sidekiq
 
       def initialize(config, info, native)
         @config = config
-        @pid = Process.pid
+        @pid = ::Process.pid
         @users = 0
         @passwords = Passwords.new
         settings = Settings.build(config, passwords: @passwords, info: info, native: native)
@@ -79,7 +79,7 @@ module Sidekiq
 
       # @return [Boolean] false in a forked child
       def here?
-        @pid == Process.pid
+        @pid == ::Process.pid
       end
 
       # @return [String]

@@ -391,7 +391,7 @@ impl Claims {
             Ok(Progress::More) => self.settling = Some(settling),
             Ok(Progress::Done(report)) if report.idle => shared.lose(&reaper.by),
             Ok(Progress::Done(report)) => {
-                if let Some(leftovers) = report.leftovers(&reaper.keys, settling.from()) {
+                if let Some(leftovers) = report.own_leftovers(&reaper.keys, &reaper.by) {
                     shared.warn_once("own jobs", leftovers);
                 }
                 let mut state = shared.state();

@@ -311,7 +311,7 @@ mod tests {
         crew.wake();
         let woken = || threads.iter().filter(|parker| parker.is_done()).count();
         assert_eq!(woken(), 1);
-        crew.stop_waiting(&threads[0], now);
+        crew.stop_waiting(&threads[2], now);
         assert_eq!(woken(), 2);
         assert_eq!(crew.take(now), Some(1));
         assert_eq!(woken(), 2);

@@ -448,6 +448,19 @@ impl Report {
         })
     }
 
+    /// The same of jobs that a living instance has dropped itself.
+    #[must_use]
+    pub fn own_leftovers(&self, keys: &Keys, from: &str) -> Option<String> {
+        let left = self.stuck + self.unreadable;
+        (left > 0).then(|| {
+            format!(
+                "Jobs whose threads have gone can't be put back, since their queues' keys hold something that is no list: {left}. \
+                 They stay recorded in {}, and are tried again every minute",
+                keys.inflight(from)
+            )
+        })
+    }
+
     /// What stays behind and needs a person, if anything does.
     #[must_use]
     pub fn leftovers(&self, keys: &Keys, from: &[u8]) -> Option<String> {

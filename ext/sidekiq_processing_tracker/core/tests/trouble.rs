@@ -56,6 +56,11 @@ fn dying(server: &RedisServer, instance_id: &str, queue: &str, jobs: &[Vec<u8>])
     identity
 }
 
+/// So many jobs that are no other instance's: one that is orphaned for the second time waits, and goes behind all others.
+fn jobs_of(name: &str, count: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|i| job(&format!("{name}-{i}"))).collect()
+}
+
 /// Lets its lease run out, now.
 fn due(server: &RedisServer, identity: &str) {
     let () = server.connect().zadd(keys().instances(), identity, 0).unwrap();
@@ -122,8 +127,9 @@ fn one_whose_lease_is_taken_again_and_again_registers_at_a_pace() {
     let mut connection = server.connect();
     let mut handles = Vec::new();
     while start.elapsed() < TTL * 2 {
-        // What is new here wants its record, and so the loss is seen at once each time.
-        handles.push(tracker.track("work", &job("new")));
+        // What is new here wants its record, and so the loss is seen at once each time. Each is another job: one that is
+        // orphaned so often would be a suspect, and leave at a pace of its own.
+        handles.push(tracker.track("work", &job(&format!("new-{}", handles.len()))));
         let () = take_all.arg(keys().inflight("*")).invoke(&mut connection).unwrap();
     }
     let losses = tracker.count(is_lease_lost);
@@ -429,8 +435,9 @@ fn an_overwritten_journal_is_warned_of_once_and_costs_no_job() {
         overwrite(&server, &key);
         for round in 0..3 {
             let name = format!("q{round}");
-            dead(&server, &name, &name, &jobs(3));
-            eventually(SOON, "all are back", || queue(&server, &name) == jobs(3));
+            let orphans = jobs_of(&name, 3);
+            dead(&server, &name, &name, &orphans);
+            eventually(SOON, "all are back", || queue(&server, &name) == orphans);
         }
         tracker.wait_for("a person is told", is_warning_of(&key));
         eventually(SOON, "all is told", || tracker.count(is_recovered) == 9);
@@ -439,7 +446,8 @@ fn an_overwritten_journal_is_warned_of_once_and_costs_no_job() {
         assert_eq!((tracker.count(is_outage), tracker.count(is_lease_lost)), (0, 0));
         // On demand as well.
         for round in 3..5 {
-            dead(&server, "dead", &format!("q{round}"), &jobs(2));
+            let name = format!("q{round}");
+            dead(&server, "dead", &name, &jobs_of(&name, 2));
         }
         let recovered = recover_all(&settings(&server.socket_path(), "console")).unwrap();
         assert_eq!((recovered.requeued, recovered.stuck), (4, 0));
@@ -485,15 +493,16 @@ fn reenqueue_orphans_counts_what_is_stuck_once_however_often_it_looks() {
 fn reenqueue_orphans_counts_right_when_connections_break() {
     for script in [&lua::REAP, &lua::PEEK, &lua::RECOVER] {
         let server = RedisServer::start();
-        dead(&server, "one", "one", &jobs(450));
-        dead(&server, "two", "two", &jobs(2));
+        let (one, two) = (jobs_of("one", 450), jobs_of("two", 2));
+        dead(&server, "one", "one", &one);
+        dead(&server, "two", "two", &two);
         let (proxy, lost) = loses_every_other_reply(&server, script);
         let recovered = recover_all(&settings(&proxy.socket_path(), "console")).unwrap();
         assert!(lost.load(SeqCst) >= 2, "{lost:?}");
         assert_eq!((recovered.requeued, recovered.stuck), (452, 0));
         let told = told_by(&recovered);
         assert_eq!((told.len(), recovered_jids(&told).len()), (452, 452));
-        assert_eq!((queue(&server, "one"), queue(&server, "two")), (jobs(450), jobs(2)));
+        assert_eq!((queue(&server, "one"), queue(&server, "two")), (one, two));
         assert_eq!(journal(&server).len(), 452);
         assert_at_rest(&server);
     }

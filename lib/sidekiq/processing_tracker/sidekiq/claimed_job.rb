@@ -54,7 +54,7 @@ module Sidekiq
         @job = job
         @config = config
         @job_hash = nil
-        @acknowledged = false
+        @begun = @acknowledged = false
       end
 
       # @return [String] with "queue:"
@@ -78,12 +78,21 @@ module Sidekiq
         ClaimedJob.requeue([self])
       end
 
+      # The processor begins with the job. From here on it may have done some of its work.
+      #
+      # @return [void]
+      def begin
+        @begun = true
+      end
+
       # Its thread is through with the job. If nobody has settled it, it is an orphan in a living process, and the engine
-      # settles it as recovery would.
+      # settles it as recovery would. One that has not begun just goes back to its queue.
       #
       # @return [void]
       def release
-        @engine.release(@handle) unless @acknowledged
+        return if @acknowledged
+
+        @begun ? @engine.release(@handle) : @engine.requeue([@handle], 0)
       rescue => error
         Log.failure("release a job", error)
       end

@@ -67,12 +67,9 @@ module Sidekiq
         (foreign.uniq - [Fetch, NativeFetch, ThrottledFetch]).map { |extension| "#{extension} extends Sidekiq's fetcher" }
       end
 
+      # A class is Sidekiq's where it was first defined.
       def own_method?(fetcher_class, name)
-        fetcher_class.instance_method(name).source_location&.first == "#{sidekiqs_folder}/fetch.rb"
-      end
-
-      def sidekiqs_folder
-        ::Sidekiq.method(:load_json).source_location.first.delete_suffix(".rb")
+        fetcher_class.instance_method(name).source_location&.first == Object.const_source_location(fetcher_class.name).first
       end
     end
   end

@@ -71,7 +71,7 @@ module Sidekiq
           capsules = capsules(config)
           {
             "hostname" => Socket.gethostname,
-            "pid" => Process.pid.to_s,
+            "pid" => ::Process.pid.to_s,
             "version" => VERSION,
             "sidekiq_version" => ::Sidekiq::VERSION,
             "ruby_version" => RUBY_VERSION,

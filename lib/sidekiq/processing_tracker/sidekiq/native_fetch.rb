@@ -16,8 +16,10 @@ module Sidekiq
       PAUSE = 0.1
       # No interrupt may come between the engine's handing a job out and our holding it: nobody would ever ack it.
       UNINTERRUPTED = {Object => :never}.freeze
+      # For the crews of all fetchers: it is held for a few microseconds.
+      LOCK = Mutex.new
 
-      private_constant :UNINTERRUPTED
+      private_constant :UNINTERRUPTED, :LOCK
 
       class << self
         # Makes a fetcher fetch from the engine.
@@ -58,10 +60,9 @@ module Sidekiq
       def processing_tracker_attach(engine, source)
         @processing_tracker_engine = engine
         @processing_tracker_source = source
-        @processing_tracker_crews = Hash.new do |crews, queues|
-          crews[queues] = engine.add_crew(queues, source.strict)
-        end
-        @processing_tracker_crew = engine && @processing_tracker_crews[source.queues]
+        @processing_tracker_crews = {}
+        @processing_tracker_is_quiet = false
+        @processing_tracker_crew = engine && processing_tracker_crew(source.queues)
       end
 
       # Claims no more jobs.
@@ -69,7 +70,11 @@ module Sidekiq
       # @param dismiss [Boolean] whether processors that wait are to look at once whether they should end
       # @return [void]
       def processing_tracker_quiet(dismiss)
-        @processing_tracker_crews.each_value { |crew| @processing_tracker_engine.quiet(crew, dismiss) }
+        crews = LOCK.synchronize do
+          @processing_tracker_is_quiet = true
+          @processing_tracker_crews.values
+        end
+        crews.each { |crew| @processing_tracker_engine.quiet(crew, dismiss) }
       end
 
       # @return [ClaimedJob, nil]
@@ -91,6 +96,17 @@ module Sidekiq
       end
 
       private
+
+      # @param queues [Array<String>] some of the source's
+      # @return [Integer, nil] who takes jobs from these queues; nil for one that would be new, once no job is to be claimed any more
+      def processing_tracker_crew(queues)
+        LOCK.synchronize do
+          crew = @processing_tracker_crews[queues]
+          return crew if crew || @processing_tracker_is_quiet
+
+          @processing_tracker_crews[queues] = @processing_tracker_engine.add_crew(queues, @processing_tracker_source.strict)
+        end
+      end
 
       def claimed_job(crew)
         job = take_claimed_job(crew)

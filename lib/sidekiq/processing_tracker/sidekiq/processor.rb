@@ -9,10 +9,20 @@ module Sidekiq
     module Processor
       private
 
-      # A job that was fetched may never be processed: the thread was ended in between.
       def run
         super
       ensure
+        give_up_current_unit
+      end
+
+      def process_one(...)
+        give_up_current_unit
+        super
+      end
+
+      # What was raised into the thread may have come between its getting a job and its beginning with it, or its end and our
+      # noticing that. Sidekiq swallows some of it, and the thread goes on.
+      def give_up_current_unit
         unit = UnitOfWork.current
         UnitOfWork.give_up(unit) if unit
       end
@@ -21,6 +31,7 @@ module Sidekiq
         case unit
         when ClaimedJob
           begin
+            unit.begin
             super
           ensure
             UnitOfWork.give_up(unit)

@@ -34,6 +34,7 @@ module Sidekiq
         job
       end
 
+      # Where that fails the job goes back as it is.
       def put_off(job)
         ::Sidekiq::Throttled.cooldown&.notify_throttled(job.queue)
         ::Sidekiq::Throttled.requeue_throttled(job)
@@ -50,7 +51,7 @@ module Sidekiq
         return @processing_tracker_crew if cool.empty?
 
         queues = @processing_tracker_source.queues - cool
-        @processing_tracker_crews[queues] unless queues.empty?
+        processing_tracker_crew(queues) unless queues.empty?
       end
     end
   end

@@ -43,8 +43,9 @@ module Sidekiq
         # @param unit [UnitOfWork, ClaimedJob]
         # @return [void]
         def give_up(unit)
-          self.current = nil
           unit.release
+          # Last, since an interrupt may come in between: then the unit is given up once more.
+          self.current = nil
         end
 
         # Logs what became of jobs that were to go back.
