@@ -181,7 +181,7 @@ module Sidekiq
       # @raise [ConnectionError] when Redis cannot be reached
       def reenqueue_orphans!
         passwords = Passwords.new
-        settings = Settings.build(config, passwords: passwords)
+        settings = Settings.build(config, places: Settings.places(config), passwords: passwords)
         passwords.start
         result = Native.reenqueue_orphans(settings)
         counts = result.except("events").transform_keys(&:to_sym)

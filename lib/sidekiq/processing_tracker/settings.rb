@@ -14,13 +14,13 @@ module Sidekiq
 
       class << self
         # @param config [Configuration]
+        # @param places [Places] see {places}
+        # @param passwords [Passwords] who answers for passwords that may change
         # @param info [Hash{String => String}] what people may want to know of this process
         # @param native [Boolean] whether the engine fetches jobs
-        # @param passwords [Passwords] who answers for passwords that may change
         # @return [Hash{Symbol => Object}] settings for {Native::Engine.start} and {Native.reenqueue_orphans}
         # @raise [ConfigurationError] when an option cannot be used, or this Redis cannot
-        # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
-        def build(config, passwords:, info: {}, native: false)
+        def build(config, places:, passwords:, info: {}, native: false)
           {
             namespace: config.namespace,
             instance_id: config.instance_id,
@@ -33,62 +33,62 @@ module Sidekiq
             max_recoveries: config.max_recoveries,
             recovery_window_ms: milliseconds(config.recovery_window),
             **DeadSetLimits.to_native,
-            redis: examined(redis(config), config.namespace, passwords),
+            **examined(places, config.namespace, passwords),
             info: info
           }
         end
 
-        # Where to read what people want to see. Unlike {build} it asks nothing of Redis, since an exporter may come often.
+        # Where the tracker's keys are, and where Sidekiq's queues, if that is another server or database.
+        #
+        # @param config [Configuration]
+        # @return [Places]
+        # @raise [ConfigurationError] when an option cannot be used
+        # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
+        def places(config)
+          return Places.new(RedisSettings.from_sidekiq, nil) if config.redis_options.nil?
+
+          own = RedisSettings.from_options(config.redis_options)
+          Places.new(own, same_database?(config, own) ? nil : RedisSettings.from_sidekiq)
+        end
+
+        # Where to read what people want to see. Unlike {places} it asks nothing of Redis, since an exporter may come often.
         #
         # @param config [Configuration]
         # @return [Hash{Symbol => Object}] for {Native::Watch.new} and {Native.clear_unique_lock}
         # @raise [ConfigurationError] when an option cannot be used
         def target(config)
-          own_or_sidekiqs(config).to_native
+          settings = config.redis_options.nil? ? RedisSettings.from_sidekiq : RedisSettings.from_options(config.redis_options)
+          settings.to_native
         end
 
         private
-
-        def own_or_sidekiqs(config)
-          config.redis_options.nil? ? RedisSettings.from_sidekiq : RedisSettings.from_options(config.redis_options)
-        end
-
-        # A Redis that is away, or busy with itself, is no reason not to start: the engine goes on trying.
-        def examined(settings, namespace, passwords)
-          settings.weaknesses.each { |weakness| Log.write(:warn, "connects to Redis (#{settings.server}), but #{weakness}") }
-          examine(settings.to_native, namespace)
-          settings.to_native(passwords)
-        end
-
-        def examine(target, namespace)
-          Native.examine(target, namespace, PROBE_TIMEOUT)
-        rescue ConnectionError
-          # It may be away for a moment only.
-        end
 
         # A tiny interval must not become none.
         def milliseconds(seconds)
           [(seconds * 1000).round, 1].max
         end
 
-        def redis(config)
-          return RedisSettings.from_sidekiq if config.redis_options.nil?
+        def examined(places, namespace, passwords)
+          [places.own, places.queues].compact.each do |settings|
+            settings.weaknesses.each { |weakness| Log.write(:warn, "connects to Redis (#{settings.server}), but #{weakness}") }
+          end
+          examine(places.own.to_native, namespace, !places.queues.nil?)
+          {redis: places.own.to_native(passwords), queues: places.queues&.to_native(passwords)}
+        end
 
-          RedisSettings.from_options(config.redis_options).tap { |own| check_same_database(config, own) }
+        def examine(target, namespace, outbox)
+          Native.examine(target, namespace, outbox, PROBE_TIMEOUT)
+        rescue ConnectionError
+          # It may be away for a moment only.
         end
 
         # Addresses prove nothing (a name and its alias, a proxy, a socket): a key written by one and read by the
         # other does.
-        def check_same_database(config, own)
+        def same_database?(config, own)
           key = Native.namespaced_key(config.namespace, "probe:#{SecureRandom.hex(16)}")
           value = SecureRandom.hex(16)
           write_through_sidekiq(key, value)
-          return if read_through(own, key) == value
-
-          raise ConfigurationError,
-            "redis_options (#{own.server}) is not the server and database that Sidekiq uses (#{sidekiqs_server}). " \
-            "Recovered jobs are pushed to Sidekiq's queues, so both must lead to the same one: leave redis_options " \
-            "unset, or give both the same server and db"
+          read_through(own, key) == value
         end
 
         def write_through_sidekiq(key, value)
@@ -102,14 +102,13 @@ module Sidekiq
         rescue ConnectionError => error
           raise ConnectionError, "redis_options (#{own.server}) cannot be compared with Sidekiq's Redis: #{error.message}"
         end
-
-        # redis_options may be set just because Sidekiq's own settings are of a kind that is not supported.
-        def sidekiqs_server
-          RedisSettings.from_sidekiq.server
-        rescue ConfigurationError
-          "another"
-        end
       end
+
+      # @!attribute own
+      #   @return [RedisSettings] where the tracker's keys are
+      # @!attribute queues
+      #   @return [RedisSettings, nil] where Sidekiq's queues are; nil where that is the same
+      Places = Struct.new(:own, :queues)
     end
   end
 end

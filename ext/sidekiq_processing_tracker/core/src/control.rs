@@ -2,6 +2,7 @@
 //!
 //! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
 
+use crate::courier::{Courier, Delivery};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::identity;
@@ -31,6 +32,9 @@ struct Control {
     /// The search for instances of the 1.0 gem.
     lookout: Lookout,
     search: Attempts,
+    /// Delivers what was recovered, where Sidekiq's queues are elsewhere.
+    courier: Option<Courier>,
+    deliver: Attempts,
     /// When orphans are due that wait in a dead instance.
     returns: Option<Instant>,
     /// How long a call for recovery takes at the worst; falls slowly.
@@ -48,6 +52,7 @@ enum Task {
     Beat(String, Pace),
     Recover(String, Pace),
     Search(Pace),
+    Deliver(String, Pace),
 }
 
 impl Control {
@@ -55,6 +60,12 @@ impl Control {
         let pace = shared.settings.pace();
         Self {
             link: Link::new(shared.settings.redis.clone(), timeout(pace)),
+            courier: shared
+                .settings
+                .queues
+                .clone()
+                .map(|queues| Courier::new(queues, timeout(pace))),
+            deliver: Attempts::default(),
             shared,
             beat: Attempts::default(),
             recover: Attempts::default(),
@@ -78,6 +89,7 @@ impl Control {
                 Task::Beat(identity, pace) => self.beat(&identity, pace),
                 Task::Recover(by, pace) => self.recover(by, pace),
                 Task::Search(pace) => self.search(pace),
+                Task::Deliver(by, pace) => self.deliver(&by, pace),
             }
         }
     }
@@ -124,6 +136,12 @@ impl Control {
                         return Task::Recover(state.identity.clone(), state.pace);
                     }
                     wake = earlier(wake, self.recover.at.filter(|at| *at > now));
+                }
+                if state.phase == Phase::Running && self.courier.is_some() {
+                    if self.deliver.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
+                        return Task::Deliver(state.identity.clone(), state.pace);
+                    }
+                    wake = earlier(wake, self.deliver.at.filter(|at| *at > now));
                 }
                 if state.phase == Phase::Running {
                     let at = self.lookout.at.max(self.search.at.unwrap_or(now));
@@ -281,6 +299,30 @@ impl Control {
                     self.search.succeeded();
                     self.lookout.give_up();
                     self.shared.warn_once("legacy", legacy::cannot_search(&error));
+                }
+            }
+        }
+    }
+
+    /// Brings some of what waits in the outbox to Sidekiq's Redis. A Redis that is away there makes no outage here: the jobs
+    /// wait, and a person is told.
+    fn deliver(&mut self, by: &str, pace: Pace) {
+        let (shared, began) = (self.shared.clone(), Instant::now());
+        let Some(courier) = &mut self.courier else { return };
+        let tell = |about: &str, text| shared.warn_once(about, text);
+        let outcome = courier.step(&mut self.link, &shared.keys, by, &shared.settings.policy, tell);
+        self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
+        match outcome {
+            Ok(Delivery::Found) => {}
+            Ok(Delivery::More) => self.deliver.succeeded(),
+            Ok(Delivery::Done) => self.deliver.pause(pace),
+            Err(error) => {
+                courier.discard();
+                if self.deliver.failed(pace) {
+                    shared.warn_once(
+                        "delivery",
+                        format!("Jobs that were recovered wait in the outbox, since they cannot be brought to Sidekiq's Redis: {error}"),
+                    );
                 }
             }
         }

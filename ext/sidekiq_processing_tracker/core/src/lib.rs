@@ -5,6 +5,7 @@
 mod claims;
 pub mod clock;
 mod control;
+mod courier;
 pub mod crew;
 pub mod dead_set;
 pub mod decision;

@@ -35,8 +35,8 @@ impl Script {
 
 /// A script put together of files in `lua/`.
 macro_rules! script {
-    ($name:ident, $($file:literal),+) => {
-        static $name: Script = {
+    ($visibility:vis $name:ident, $($file:literal),+) => {
+        $visibility static $name: Script = {
             const SOURCE: &str = concat!($(include_str!(concat!("lua/", $file, ".lua"))),+);
             Script {
                 source: SOURCE,
@@ -58,6 +58,9 @@ script!(CLEAR_LOCK, "unique_locks", "clear_lock");
 script!(LEAVE, "requeue", "leave");
 script!(SURVEY, "survey");
 script!(RIGHTS, "rights");
+script!(pub(crate) OUTBOX_LOOK, "outbox_look");
+script!(pub(crate) OUTBOX_REMOVE, "outbox_remove");
+script!(pub(crate) DELIVER, "requeue", "unique_locks", "deliver");
 
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
@@ -73,6 +76,9 @@ pub fn prepare() {
         &LEAVE,
         &SURVEY,
         &RIGHTS,
+        &OUTBOX_LOOK,
+        &OUTBOX_REMOVE,
+        &DELIVER,
     ];
     for script in scripts.into_iter().chain(crate::legacy::SCRIPTS) {
         LazyLock::force(&script.hash);
@@ -221,10 +227,10 @@ pub enum Turned {
 /// As for `register`.
 pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<Turned> {
     let mut call = Call::new([
-        keys.inflight(identity),
-        keys.info(identity),
-        keys::QUEUES.to_owned(),
-        keys.counted(),
+        keys.inflight(identity).into_bytes(),
+        keys.info(identity).into_bytes(),
+        keys.queues(),
+        keys.counted().into_bytes(),
     ]);
     call.number(turn.call).count(turn.marks.len());
     for class in &turn.marks {
@@ -243,10 +249,10 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         match requeue {
             Requeue::Recorded(token) => {
                 let queue = token.queue();
-                call.arg(token.as_bytes()).key(keys::queue(queue)).arg(queue).arg("");
+                call.arg(token.as_bytes()).key(keys.queue(queue)).arg(queue).arg("");
             }
             Requeue::Unrecorded { queue, payload } => {
-                call.arg("").key(keys::queue(queue)).arg(&queue[..]).arg(&payload[..]);
+                call.arg("").key(keys.queue(queue)).arg(&queue[..]).arg(&payload[..]);
             }
         }
     }
@@ -260,7 +266,7 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         for order in &claim.orders {
             let indexes: Vec<String> = order
                 .iter()
-                .map(|queue| call.index_of(keys::queue(queue)).to_string())
+                .map(|queue| call.index_of(keys.queue(queue)).to_string())
                 .collect();
             call.arg(indexes.join(" "));
         }
@@ -497,11 +503,11 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
         keys.stats().into_bytes(),
         keys.journal().into_bytes(),
         keys.counted().into_bytes(),
-        keys::QUEUES.into(),
-        keys::DEAD.into(),
-        keys::PROCESSES.into(),
-        keys::DIGESTS.into(),
-        keys::EXPIRING_DIGESTS.into(),
+        keys.queues(),
+        keys.dead(),
+        keys.processes(),
+        keys.digests(),
+        keys.expiring_digests(),
     ]);
     call.arg(from).arg(settlement.by);
     call.millis(settlement.pace.step)
@@ -516,7 +522,7 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
     call.millis(policy.recovery_window)
         .millis(policy.dead_timeout)
         .number(policy.dead_max_jobs);
-    match settlement.sidekiq_identity {
+    match settlement.sidekiq_identity.filter(|_| !keys.has_outbox()) {
         Some(name) => call.keys([name.to_vec(), [name, b":work"].concat()]).arg(name),
         None => call.arg("0").arg(""),
     };
@@ -534,13 +540,16 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
             None => call.arg(""),
         };
         call.key(keys.recoveries(&orphan.counted_as).into_bytes())
-            .key(keys::queue(queue))
+            .key(match orphan.decision {
+                Decision::RequeueLast => keys.queue_last(queue),
+                _ => keys.queue(queue),
+            })
             .arg(queue)
             .arg(orphan.facts.jid.as_deref().unwrap_or_default())
             .arg(orphan.facts.class.as_deref().unwrap_or_default())
             .arg(orphan.decision.reason().map_or("", Reason::name))
             .arg(&orphan.entry[..]);
-        lock_of(&mut call, &orphan.facts);
+        lock_of(&mut call, keys, &orphan.facts);
     }
     let mut answer = Answer::to("recover", link.run(&RECOVER, &call)?)?;
     if answer.text()? != "done" {
@@ -564,11 +573,12 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
     }))
 }
 
-/// Adds the lock of sidekiq-unique-jobs that a job may hold.
-pub(crate) fn lock_of(call: &mut Call, facts: &Facts) {
+/// Adds the lock of sidekiq-unique-jobs that a job may hold. Locks are where the queues are: with an outbox, whoever
+/// delivers settles them.
+pub(crate) fn lock_of(call: &mut Call, keys: &Keys, facts: &Facts) {
     match &facts.lock {
         // Without an id it cannot hold one.
-        Some(lock) if facts.jid.is_some() => call
+        Some(lock) if facts.jid.is_some() && !keys.has_outbox() => call
             .arg(match lock.kind {
                 LockKind::UntilAndWhileExecuting => "taken",
                 LockKind::UntilExecuted => "checked",
@@ -618,10 +628,10 @@ pub fn clear_unique_lock(link: &mut Link, digest: &str, jid: Option<&str>) -> Re
 /// As for `register`.
 pub fn leave(link: &mut Link, keys: &Keys, identity: &str, acks: &[Token], requeues: &[Token]) -> Result<Fenced<u64>> {
     let mut call = Call::new([
-        keys.instances(),
-        keys.inflight(identity),
-        keys.info(identity),
-        keys::QUEUES.to_owned(),
+        keys.instances().into_bytes(),
+        keys.inflight(identity).into_bytes(),
+        keys.info(identity).into_bytes(),
+        keys.queues(),
     ]);
     call.arg(identity).count(acks.len());
     for token in acks {
@@ -630,7 +640,7 @@ pub fn leave(link: &mut Link, keys: &Keys, identity: &str, acks: &[Token], reque
     call.count(requeues.len());
     for token in requeues {
         call.arg(token.as_bytes())
-            .key(keys::queue(token.queue()))
+            .key(keys.queue(token.queue()))
             .arg(token.queue());
     }
     let mut answer = Answer::to("leave", link.run(&LEAVE, &call)?)?;
@@ -858,7 +868,7 @@ impl Answer {
         self.values.as_slice().is_empty()
     }
 
-    fn next(&mut self) -> Result<Value> {
+    pub(crate) fn next(&mut self) -> Result<Value> {
         self.values
             .next()
             .ok_or_else(|| Error::protocol(self.call, "it is too short"))

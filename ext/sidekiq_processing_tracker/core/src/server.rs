@@ -286,13 +286,26 @@ fn rights(keys: &Keys) -> Vec<(&'static [&'static str], String, String)> {
         "ZREM",
         "ZSCORE",
     ];
+    const OUTBOX: &[&str] = &[
+        "LPUSH",
+        "LRANGE",
+        "LREM",
+        "RPUSH",
+        "SADD",
+        "ZREMRANGEBYRANK",
+        "ZREMRANGEBYSCORE",
+    ];
     const LOCKS: &[&str] = &[
         "DEL", "EXISTS", "GET", "HDEL", "HEXISTS", "HLEN", "HSET", "LREM", "PEXPIRE", "SET", "ZADD", "ZREM",
     ];
     let sidekiqs =
         |commands: &'static [&'static str], key: &str, pattern: &str| (commands, key.to_owned(), pattern.to_owned());
+    let ours = (OURS, keys.key("x"), keys.key("*"));
+    if keys.has_outbox() {
+        return vec![ours, (OUTBOX, keys.key("x"), keys.key("*"))];
+    }
     vec![
-        (OURS, keys.key("x"), keys.key("*")),
+        ours,
         sidekiqs(&["EXISTS", "LPUSH", "RPOP", "RPUSH"], "queue:x", "queue:*"),
         sidekiqs(&["SADD"], keys::QUEUES, keys::QUEUES),
         sidekiqs(&["ZADD", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"], keys::DEAD, keys::DEAD),

@@ -1,5 +1,6 @@
 //! What an engine is started with.
 
+use crate::keys::Keys;
 use crate::target::Target;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub struct Settings {
     pub hold: Duration,
     /// Redis.
     pub redis: Target,
+    /// Where Sidekiq's queues are, if not in `redis`. Then jobs are never fetched natively.
+    pub queues: Option<Target>,
     /// What the instance tells about itself.
     pub info: Vec<(String, String)>,
     /// Look for work from time to time, rather than be told of it by Redis.
@@ -82,6 +85,15 @@ pub enum Timestamps {
 const SHORTEST_STEP: Duration = Duration::from_millis(50);
 
 impl Settings {
+    /// The keys of the namespace.
+    #[must_use]
+    pub fn keys(&self) -> Keys {
+        match self.queues {
+            None => Keys::new(&self.namespace),
+            Some(_) => Keys::with_outbox(&self.namespace),
+        }
+    }
+
     /// `step`: the pace of the lease clock, the lesser of the interval and a fifth of the ttl.
     #[must_use]
     pub fn pace(&self) -> Pace {

@@ -26,7 +26,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.const_set("VERSION", env!("CARGO_PKG_VERSION"))?;
     native.define_module_function("namespaced_key", function!(namespaced_key, 2))?;
     native.define_module_function("read_key", function!(read_key, 3))?;
-    native.define_module_function("examine", function!(examine, 3))?;
+    native.define_module_function("examine", function!(examine, 4))?;
     native.define_module_function("reenqueue_orphans", function!(reenqueue_orphans, 1))?;
     native.define_module_function("clear_unique_lock", function!(clear_unique_lock, 4))?;
     let class = native.define_class("Engine", ruby.class_object())?;
@@ -83,12 +83,16 @@ fn read_key(ruby: &Ruby, redis: RHash, key: String, timeout_ms: u64) -> Result<O
     })
 }
 
-/// `Native.examine(redis, namespace, timeout_ms)`: raises a `ConfigurationError` where this server, or this user there, cannot
-/// do what is needed.
-fn examine(ruby: &Ruby, redis: RHash, namespace: String, timeout_ms: u64) -> Result<(), Error> {
+/// `Native.examine(redis, namespace, outbox, timeout_ms)`: raises a `ConfigurationError` where this server, or this user there,
+/// cannot do what is needed. `outbox`: Sidekiq's queues are in another Redis.
+fn examine(ruby: &Ruby, redis: RHash, namespace: String, outbox: bool, timeout_ms: u64) -> Result<(), Error> {
     errors::guard(ruby, || {
         let target = settings::target(ruby, redis)?;
-        let keys = core::keys::Keys::new(&namespace);
+        let keys = if outbox {
+            core::keys::Keys::with_outbox(&namespace)
+        } else {
+            core::keys::Keys::new(&namespace)
+        };
         gvl::run(ruby, move |_| {
             core::server::examine(&target, &keys, Duration::from_millis(timeout_ms.max(1)))
         })

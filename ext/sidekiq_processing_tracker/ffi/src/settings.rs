@@ -28,6 +28,10 @@ pub fn read(ruby: &Ruby, hash: RHash) -> Result<Settings, Error> {
         ttl: millis(ruby, hash, "ttl_ms")?,
         hold: millis(ruby, hash, "hold_ms")?,
         redis: target(ruby, fetch(ruby, hash, "redis")?)?,
+        queues: match get::<RHash>(ruby, hash, "queues")? {
+            Some(queues) => Some(target(ruby, queues)?),
+            None => None,
+        },
         info,
         polls: get(ruby, hash, "polls")?.unwrap_or(false),
         fetch: match get::<String>(ruby, hash, "fetch")?.as_deref() {

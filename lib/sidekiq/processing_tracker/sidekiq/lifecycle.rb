@@ -93,9 +93,10 @@ module Sidekiq
       def run(...)
         running = false
         sources = JobSource.all(config)
-        choice = FetchChoice.new(ProcessingTracker.fetch, sources.map(&:first))
+        places = Settings.places(ProcessingTracker.config)
+        choice = FetchChoice.new(ProcessingTracker.fetch, sources.map(&:first), places.queues)
         # In a forked child the launcher may have been its parent's.
-        @processing_tracker = Runtime.enter(Lifecycle.info(self), choice.native?) unless @processing_tracker&.here?
+        @processing_tracker = Runtime.enter(Lifecycle.info(self), choice.native?, places) unless @processing_tracker&.here?
         Log.write(*choice.line)
         Lifecycle.attach(sources, choice.native?, @processing_tracker)
         @processing_tracker_fetchers = sources.map(&:first)

@@ -4,7 +4,7 @@
 local missing = {}
 if not redis.acl_check_cmd then return missing end
 for i = 1, #ARGV, 3 do
-  local known, allowed = pcall(redis.acl_check_cmd, ARGV[i], ARGV[i + 1], '1', '1', '1')
+  local known, allowed = pcall(redis.acl_check_cmd, ARGV[i], ARGV[i + 1], ARGV[i + 1], ARGV[i + 1])
   if known and not allowed then
     missing[#missing + 1] = ARGV[i]
     missing[#missing + 1] = ARGV[i + 2]

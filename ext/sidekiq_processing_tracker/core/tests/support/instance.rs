@@ -37,6 +37,7 @@ fn settings() -> Settings {
         ttl: Duration::from_secs(1),
         hold: Duration::from_secs(300),
         redis: Target::new(Address::Unix("/nowhere".into())),
+        queues: None,
         info: vec![("hostname".into(), "child".into())],
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
@@ -48,6 +49,12 @@ fn settings() -> Settings {
         let (key, value) = argument.split_once('=').expect("key=value");
         match key {
             "socket" => settings.redis.address = Address::Unix(value.into()),
+            "queues" => {
+                let mut queues = Target::new(Address::Unix(value.into()));
+                queues.username.clone_from(&settings.redis.username);
+                queues.password = settings.redis.password.clone();
+                settings.queues = Some(queues);
+            }
             "namespace" => settings.namespace = value.into(),
             "instance_id" => settings.instance_id = value.into(),
             "interval_ms" => settings.interval = millis(value),

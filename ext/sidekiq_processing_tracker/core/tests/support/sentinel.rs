@@ -93,23 +93,20 @@ impl Watched {
         target
     }
 
-    /// The server that says it is the master and is known as that to a sentinel. Without passwords.
-    pub fn master(&self) -> Option<&RedisServer> {
-        let named: (String, u16) = redis::cmd("SENTINEL")
-            .arg("GET-MASTER-ADDR-BY-NAME")
-            .arg(MASTER)
-            .query(&mut self.sentinels[0].try_connect().ok()?)
-            .ok()?;
-        let server = self.servers.iter().find(|server| server.port() == Some(named.1))?;
-        let role: (String, redis::Value, redis::Value) =
-            redis::cmd("ROLE").query(&mut server.try_connect().ok()?).ok()?;
-        (role.0 == "master").then_some(server)
-    }
-
-    /// Waits until there is another master than the server at this port.
+    /// Waits until there is another master than the server at this port, which may stand still. Without passwords.
     pub fn wait_for_failover(&self, from: u16) -> &RedisServer {
         eventually_some(SOON, "the failover", || {
-            self.master().filter(|server| server.port() != Some(from))
+            let (_, port): (String, u16) = redis::cmd("SENTINEL")
+                .arg("GET-MASTER-ADDR-BY-NAME")
+                .arg(MASTER)
+                .query(&mut self.sentinels[0].connect())
+                .ok()?;
+            let server = self.servers.iter().find(|server| server.port() == Some(port))?;
+            if port == from {
+                return None;
+            }
+            let role: (String, redis::Value, redis::Value) = redis::cmd("ROLE").query(&mut server.connect()).ok()?;
+            (role.0 == "master").then_some(server)
         })
     }
 }

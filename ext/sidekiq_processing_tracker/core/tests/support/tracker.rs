@@ -46,6 +46,7 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         ttl: TTL,
         hold: Duration::from_secs(300),
         redis: target(socket),
+        queues: None,
         info: vec![("hostname".into(), instance_id.into())],
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
