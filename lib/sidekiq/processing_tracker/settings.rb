@@ -51,10 +51,21 @@ module Sidekiq
           Places.new(own, same_database?(config, own) ? nil : RedisSettings.from_sidekiq)
         end
 
+        # Where Sidekiq's queues are, and the locks of their jobs.
+        #
+        # @param config [Configuration]
+        # @return [Hash{Symbol => Object}] for {Native.clear_unique_lock}
+        # @raise [ConfigurationError] when an option cannot be used
+        # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
+        def queues(config)
+          places = places(config)
+          (places.queues || places.own).to_native
+        end
+
         # Where to read what people want to see. Unlike {places} it asks nothing of Redis, since an exporter may come often.
         #
         # @param config [Configuration]
-        # @return [Hash{Symbol => Object}] for {Native::Watch.new} and {Native.clear_unique_lock}
+        # @return [Hash{Symbol => Object}] for {Native::Watch.new}
         # @raise [ConfigurationError] when an option cannot be used
         def target(config)
           settings = config.redis_options.nil? ? RedisSettings.from_sidekiq : RedisSettings.from_options(config.redis_options)

@@ -315,7 +315,7 @@ impl Control {
         match outcome {
             Ok(Delivery::Found) => {}
             Ok(Delivery::More) => self.deliver.succeeded(),
-            Ok(Delivery::Done) => self.deliver.pause(pace),
+            Ok(Delivery::Done | Delivery::Busy) => self.deliver.pause(pace),
             Err(error) => {
                 courier.discard();
                 if self.deliver.failed(pace) {

@@ -46,6 +46,8 @@ pub(crate) enum Delivery {
     More,
     /// Nothing is left but what cannot be delivered.
     Done,
+    /// Another delivers.
+    Busy,
 }
 
 impl Courier {
@@ -79,9 +81,12 @@ impl Courier {
     ) -> Result<Delivery> {
         let Some(place) = self.places.last().cloned() else {
             if std::mem::take(&mut self.found) {
+                self.look(here, keys, by, Duration::ZERO)?;
                 return Ok(Delivery::Done);
             }
-            self.look(here, keys, by)?;
+            if !self.look(here, keys, by, HOLD)? {
+                return Ok(Delivery::Busy);
+            }
             self.found = !self.places.is_empty();
             return Ok(if self.found { Delivery::Found } else { Delivery::Done });
         };
@@ -91,22 +96,25 @@ impl Courier {
         Ok(Delivery::More)
     }
 
-    fn look(&mut self, here: &mut Link, keys: &Keys, by: &str) -> Result<()> {
+    /// Looks what there is, and holds it, or lets it go. Answers false where another does.
+    fn look(&mut self, here: &mut Link, keys: &Keys, by: &str, hold: Duration) -> Result<bool> {
         let mut call = Call::new([keys.key("outbox:courier").into_bytes(), keys.queues(), keys.dead()]);
-        call.arg(by).millis(HOLD);
+        call.arg(by).millis(hold);
         let mut answer = Answer::to("outbox_look", here.run(&scripts::OUTBOX_LOOK, &call)?)?;
         if answer.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
-        if answer.number()? == 1 {
-            self.places.push(Place::Dead);
+        match answer.number()? {
+            0 => {}
+            1 => self.places.push(Place::Dead),
+            _ => return Ok(false),
         }
         for queue in answer.rest() {
             let queue = scripts::bytes("outbox_look", queue)?;
             self.places.push(Place::Last(queue.clone()));
             self.places.push(Place::Queue(queue));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Answers whether nothing is left there, but for what cannot be delivered.

@@ -129,8 +129,7 @@ impl Orphans<'_> {
                 self.current = due.map(Recovery::new);
             }
             if self.current.is_none() {
-                self.deliver()?;
-                return self.are_settled();
+                return Ok(self.deliver()? && self.are_settled()?);
             }
             if !self.step()? {
                 return Ok(false);
@@ -163,20 +162,21 @@ impl Orphans<'_> {
         Ok(true)
     }
 
-    fn deliver(&mut self) -> Result<()> {
+    /// Answers whether nothing is left to deliver, but for what cannot be.
+    fn deliver(&mut self) -> Result<bool> {
         let (keys, events) = (&self.reaper.keys, &self.recovered.events);
         while let Some(courier) = &mut self.courier {
             let tell = |_: &str, text| events.push(Event::Warning(text));
             match courier.step(&mut self.link, keys, &self.reaper.by, &self.reaper.policy, tell) {
                 Ok(Delivery::Found | Delivery::More) if !self.cancel.is_done() => {}
-                Ok(_) => break,
+                Ok(delivery) => return Ok(delivery == Delivery::Done),
                 Err(error) => {
                     courier.discard();
                     return Err(error);
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Answers whether it was worth while: one that is named as due and is not there after all is for a pause.
