@@ -33,7 +33,7 @@ RSpec.describe "a Redis whose password changes" do
     cut
     jids << push.call
     sidekiq.runs(*jids, within: 60)
-    eventually("the record of the job") { Queues.in_flight(redis).size == 2 }
+    eventually("the record of the job") { Queues.in_flight(redis).values.flatten.size == 2 }
 
     # One who cannot tell: what it was is tried.
     File.delete(file)
@@ -41,7 +41,7 @@ RSpec.describe "a Redis whose password changes" do
     cut
     sidekiq.wait_for_log(/could not ask for the password of Redis \(Errno::ENOENT\), tries what it was/)
     gate.open
-    eventually("the acks") { Queues.in_flight(redis).empty? }
+    eventually("the acks") { Queues.in_flight(redis).values.flatten.empty? }
     expect(sidekiq.identities.size).to eq(1)
     expect(sidekiq.log).not_to match(/lost the lease|secret-/)
   end

@@ -10,12 +10,12 @@ RSpec.describe "Redis by Sentinels" do
     victim = SidekiqProcess.new(sentinels.first, app: app, env: {"REDIS_URL" => nil}).up
     before = push.call(sentinels.first)
     victim.runs(before)
-    eventually("the record of the job, on the replica") { Queues.in_flight(sentinels.second).size == 1 }
+    eventually("the record of the job, on the replica") { Queues.in_flight(sentinels.second).values.flatten.size == 1 }
 
     sentinels.fail_over
     after = push.call(sentinels.second)
     victim.runs(after, within: 60)
-    eventually("the records, on the new master") { Queues.in_flight(sentinels.second).size == 2 }
+    eventually("the records, on the new master") { Queues.in_flight(sentinels.second).values.flatten.size == 2 }
     expect(victim.identities.size).to eq(1)
     expect(victim.log).not_to match(/lost the lease|#{Sentinels::PASSWORD}|#{Sentinels::SENTINEL_PASSWORD}/o)
 

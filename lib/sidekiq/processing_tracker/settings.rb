@@ -115,11 +115,18 @@ module Sidekiq
         end
       end
 
-      # @!attribute own
-      #   @return [RedisSettings] where the tracker's keys are
-      # @!attribute queues
-      #   @return [RedisSettings, nil] where Sidekiq's queues are; nil where that is the same
-      Places = Struct.new(:own, :queues)
+      # Where the tracker's keys are, and where Sidekiq's queues.
+      class Places
+        # @return [RedisSettings] where the tracker's keys are
+        attr_reader :own
+        # @return [RedisSettings, nil] where Sidekiq's queues are; nil where that is the same
+        attr_reader :queues
+
+        def initialize(own, queues)
+          @own = own
+          @queues = queues
+        end
+      end
     end
   end
 end

@@ -16,22 +16,30 @@ module Sidekiq
       DEFAULT_TIMEOUT = 3
 
       # One sentinel.
-      #
-      # @!attribute host
-      #   @return [String]
-      # @!attribute port
-      #   @return [Integer]
-      # @!attribute username
-      #   @return [String, nil]
-      # @!attribute secret
-      #   @return [RedisSecret, nil]
-      # @!attribute tls
-      #   @return [RedisTls, nil]
-      Sentinel = Struct.new(:host, :port, :username, :secret, :tls, keyword_init: true) do
-        # @param passwords [Passwords, nil]
+      class Sentinel
+        # @return [String]
+        attr_reader :host
+        # @return [Integer]
+        attr_reader :port
+        # @return [String, nil]
+        attr_reader :username
+        # @return [RedisSecret, nil]
+        attr_reader :secret
+        # @return [RedisTls, nil]
+        attr_reader :tls
+
+        def initialize(host:, port:, username:, secret:, tls:)
+          @host = host
+          @port = port
+          @username = username
+          @secret = secret
+          @tls = tls
+        end
+
+        # @param passwords [Passwords, nil] see {RedisSettings#to_native}
         # @return [Hash{Symbol => Object}] for the native library
         def to_native(passwords)
-          {host: host, port: port, username: username, password: secret&.to_native(passwords), tls: tls&.to_native}
+          {host: @host, port: @port, username: @username, password: @secret&.to_native(passwords), tls: @tls&.to_native}
         end
       end
 
