@@ -11,6 +11,8 @@ module Bench
     attr_reader :rounds
     # @return [Float] what numbers of jobs are multiplied by
     attr_reader :scale
+    # @param name [String] of the benchmark
+    # @param known [Hash] what there is to choose from. `options`: adds those of this benchmark alone to an OptionParser
     # @return [Arguments]
     def self.parse(name, **known)
       new(name, **known).tap { |arguments| arguments.send(:parse, ARGV.dup) }
@@ -18,12 +20,13 @@ module Bench
       abort "#{name}: #{error.message}. #{name} --help lists what there is."
     end
 
-    def initialize(name, scenarios:, contenders:, rounds: 5)
+    def initialize(name, scenarios:, contenders:, rounds: 5, options: nil)
       @name = name
       @known = @scenarios = scenarios
       @contenders = contenders
       @chosen = false
       @rounds = rounds
+      @options = options
       @scale = 1.0
       @quick = false
       @out = nil
@@ -79,6 +82,7 @@ module Bench
         options.on("--scale FACTOR", Float, "of the numbers of jobs, default 1.0") { |factor| @scale = factor }
         options.on("--quick", "a few seconds, to see that it runs: its figures mean nothing") { @quick = true }
         options.on("--out FOLDER", "default tmp/bench") { |folder| @out = File.expand_path(folder) }
+        @options&.call(options)
       end
     end
 

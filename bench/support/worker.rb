@@ -8,24 +8,29 @@ module Bench
 
     # @return [OwnProcess]
     attr_reader :process
+    # @return [String] path of the file with the lines that its jobs write
+    attr_reader :marks_file
 
     # @param redis [RedisServer]
     # @param contender [Contender]
     # @param queues [Array<String>] as for `sidekiq -q`, like "low,1"
     # @param every [Integer] how many jobs a mark stands for
     # @param gate [String, nil] a file it waits for before it begins
-    def initialize(redis, contender, threads: 10, queues: ["default"], every: 100, gate: nil)
+    # @param app [String] a file in bench/app
+    # @param timeout [Integer] seconds for which it waits for its jobs when it ends
+    # @param env [Hash{String => String, nil}]
+    def initialize(redis, contender, threads: 10, queues: ["default"], every: 100, gate: nil, app: "boot.rb", timeout: 25, env: {})
       folder = Scratch.folder
       @contender = contender
-      @marks = File.join(folder, "marks")
+      @marks_file = File.join(folder, "marks")
       @position = 0
       @lines = []
       settings = {"REDIS_URL" => redis.url, "REDIS_PROVIDER" => nil, "BENCH_CONTENDER" => contender.file,
-                  "BENCH_MARKS" => @marks, "BENCH_MARK_EVERY" => every.to_s, "PROCESSING_NS" => nil, "PROCESSING_TRACK" => nil,
+                  "BENCH_MARKS" => marks_file, "BENCH_MARK_EVERY" => every.to_s, "PROCESSING_NS" => nil, "PROCESSING_TRACK" => nil,
                   "PROCESSING_FETCH" => nil, "BENCH_GATE" => gate, "RAILS_ENV" => nil, "RACK_ENV" => nil,
-                  "DYNO" => nil}
-      @process = OwnProcess.new(Gem.ruby, "-rbundler/setup", "-I", LIB, File.join(APP, "sidekiq.rb"), "-r", File.join(APP, "boot.rb"),
-        "-e", "production", "-c", threads.to_s, *queues.flat_map { |queue| ["-q", queue] },
+                  "DYNO" => nil}.merge(env)
+      @process = OwnProcess.new(Gem.ruby, "-rbundler/setup", "-I", LIB, File.join(APP, "sidekiq.rb"), "-r", File.join(APP, app),
+        "-e", "production", "-c", threads.to_s, "-t", timeout.to_s, *queues.flat_map { |queue| ["-q", queue] },
         log: File.join(folder, "sidekiq.log"), env: settings.merge(contender.bundle.environment), chdir: folder)
     end
 
@@ -36,9 +41,9 @@ module Bench
     # @return [Array<String>] the lines its jobs have written so far
     def lines
       raise "#{@contender.name} has ended:\n#{process.output}" unless process.running?
-      return @lines unless File.exist?(@marks)
+      return @lines unless File.exist?(marks_file)
 
-      text = File.binread(@marks, nil, @position)
+      text = File.binread(marks_file, nil, @position)
       whole = text[/\A.*\n/m].to_s
       @position += whole.bytesize
       @lines.concat(whole.lines(chomp: true))

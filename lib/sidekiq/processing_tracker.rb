@@ -31,6 +31,10 @@ require_relative "processing_tracker/sidekiq/fetch"
 require_relative "processing_tracker/sidekiq/native_fetch"
 require_relative "processing_tracker/sidekiq/throttled_fetch"
 require_relative "processing_tracker/sidekiq/fetch_choice"
+require_relative "processing_tracker/sidekiq/stock"
+require_relative "processing_tracker/sidekiq/due_client"
+require_relative "processing_tracker/sidekiq/scheduler"
+require_relative "processing_tracker/sidekiq/scheduler_choice"
 require_relative "processing_tracker/sidekiq/processor"
 require_relative "processing_tracker/sidekiq/mark"
 require_relative "processing_tracker/sidekiq/middleware"
@@ -119,6 +123,18 @@ module Sidekiq
       # @raise [ConfigurationError] when the value cannot be used
       def fetch = config.fetch
 
+      # Who moves due jobs into their queues.
+      #
+      # @return [Symbol] :auto or :sidekiq
+      # @raise [ConfigurationError] when the value cannot be used
+      def scheduler = config.scheduler
+
+      # Whether no two processes ever live under one instance_id.
+      #
+      # @return [Boolean]
+      # @raise [ConfigurationError] when the value cannot be used
+      def exclusive_instance_id = config.exclusive_instance_id
+
       # How the native fetch waits for work.
       #
       # @return [Boolean] true: it looks from time to time; false: Redis tells it
@@ -166,7 +182,8 @@ module Sidekiq
       def redis_sync(&block)
         raise ArgumentError, "redis_sync needs a block" unless block
 
-        redis_options.nil? ? ::Sidekiq.redis(&block) : redis_pool.with(&block)
+        options = redis_options
+        options ? redis_pool(options).with(&block) : ::Sidekiq.redis(&block)
       end
 
       # Recovers the jobs of every process whose lease has run out, and of those whose lease runs out meanwhile.
@@ -268,10 +285,10 @@ module Sidekiq
       private
 
       # A pool belongs to the process and the options it was made for.
-      def redis_pool
+      def redis_pool(options)
         @pool_lock.synchronize do
-          key = [::Process.pid, redis_options]
-          @pool = [key, RedisSettings.from_options(redis_options).new_pool] unless @pool&.first == key
+          key = [::Process.pid, options]
+          @pool = [key, RedisSettings.from_options(options).new_pool] unless @pool&.first == key
           @pool.last
         end
       end

@@ -23,7 +23,9 @@ RSpec.describe "a job that starts while Redis is away" do
         end
       end
 
-      Sidekiq.configure_server { |config| config[:fetch_class] = SlowFetch }
+      Sidekiq.configure_server do |config|
+        Sidekiq::VERSION < "7" ? config[:fetch] = SlowFetch.new(config) : config[:fetch_class] = SlowFetch
+      end
     RUBY
   end
 

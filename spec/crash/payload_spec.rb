@@ -88,7 +88,7 @@ RSpec.describe "payloads after kill -9" do
       broken.each { |payload| Queues.push(redis, payload) }
       eventually("the dead set") { redis.call("ZCARD", "dead") == broken.size }
       expect(bytes(redis.call("ZRANGE", "dead", 0, -1))).to match_array(bytes(broken))
-      expect(Queues.everywhere(redis)).to be_empty
+      eventually("the acks") { Queues.everywhere(redis).empty? }
       expect(worker).to be_running
     end
   end

@@ -62,7 +62,7 @@ class Bundle
 
   # Without what `bundle exec` has set for the process of the specs. One try: a place that does not answer is none.
   def run(command)
-    env = environment.merge("RUBYOPT" => nil, "RUBYLIB" => nil, "BUNDLE_RETRY" => "0", "BUNDLE_TIMEOUT" => "5")
+    env = environment.merge("RUBYOPT" => nil, "RUBYLIB" => nil, "BUNDLER_SETUP" => nil, "BUNDLE_RETRY" => "0", "BUNDLE_TIMEOUT" => "5")
     @output, status = Open3.capture2e(env, "bundle", command)
     status.success?
   end

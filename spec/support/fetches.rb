@@ -8,7 +8,9 @@ module Fetches
   def with_fetch(fetch, &examples)
     context("with fetch = :#{fetch}") do
       let(:fetch) { fetch }
+
       around { |example| with_environment("PROCESSING_FETCH" => fetch.to_s) { example.run } }
+
       class_exec(&examples)
     end
   end

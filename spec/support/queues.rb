@@ -71,11 +71,11 @@ module Queues
   end
 
   # @return [Array<Hash>] what was recovered, a job each: "from", "by", "jid", "class", "queue", "outcome",
-  #   "reason", "recoveries", "lock"
+  #   "reason", "recoveries", "lock", and "at", in ms of the server's clock
   def journal(redis, namespace: "sidekiq_processing")
-    redis.call("XRANGE", "#{namespace}:journal", "-", "+").flat_map do |_, fields|
+    redis.call("XRANGE", "#{namespace}:journal", "-", "+").flat_map do |id, fields|
       fields = fields.flatten
-      fields.drop(8).each_slice(14).map { |job| Hash[*fields.take(4), *job] }
+      fields.drop(8).each_slice(14).map { |job| Hash["at", id.to_i, *fields.take(4), *job] }
     end
   end
 

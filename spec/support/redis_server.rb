@@ -6,6 +6,9 @@ require "socket"
 # A redis-server of one's own: on a unix socket in a folder of its own, or on a free port of this machine. It dies
 # with the example. The only way in which the specs start Redis.
 class RedisServer
+  # Another server that speaks Redis, where a cell of the matrix names one.
+  COMMAND = ENV.fetch("REDIS_SERVER", "redis-server")
+
   # @return [String, nil] path of the socket
   attr_reader :socket
   # @return [Integer, nil]
@@ -32,7 +35,7 @@ class RedisServer
 
   # @return [self]
   def start
-    command = @sentinel ? ["redis-server", sentinel_file, "--sentinel"] : ["redis-server", *arguments]
+    command = @sentinel ? [COMMAND, sentinel_file, "--sentinel"] : [COMMAND, *arguments]
     @process = OwnProcess.new(*command, log: File.join(@folder, "redis.log"), env: @env, chdir: @folder)
     eventually_up
     self

@@ -87,19 +87,29 @@ class UniqueApp
     end
   end
 
-  # Makes every lock look old to that gem's own reaper, which spares the young ones.
-  #
-  # @return [void]
-  def age_locks
-    @redis.call("ZRANGE", "uniquejobs:digests", 0, -1).each { |digest| @redis.call("ZADD", "uniquejobs:digests", "XX", 1, digest) }
+  # @return [Array<String>] the jobs that Sidekiq's processes have told of with their last beats
+  def known_work
+    @redis.call("KEYS", "*:work").flat_map { |key| @redis.call("HVALS", key) }
   end
 
-  # Returns when that gem's reaper has judged every lock that there is now: it has removed one that belongs to no job.
+  # That gem's reaper does nothing while more than 1000 jobs are queued.
   #
   # @return [void]
-  def reaped
-    @redis.call("HSET", "uniquejobs:of-nobody:LOCKED", "nobody", 1)
-    @redis.call("ZADD", "uniquejobs:digests", 2, "uniquejobs:of-nobody")
-    Eventually.eventually("a run of the gem's own reaper", within: 30) { @redis.call("EXISTS", "uniquejobs:of-nobody:LOCKED").zero? }
+  def hold_reaper
+    @redis.call("SADD", "queues", "full")
+    @redis.call("RPUSH", "queue:full", *Array.new(1001) { "{}" })
+  end
+
+  # Lets that gem's reaper judge every lock there is. It spares the young ones, so they are made to look old. It has done
+  # so when it has removed one that is nobody's.
+  #
+  # @return [void]
+  def reap
+    # That of the 9 alpha removes a digest only once nobody holds its lock.
+    @redis.call("HSET", "uniquejobs:of-nobody:LOCKED", "nobody", 1) unless @bundle == :unique_jobs_9
+    @redis.call("ZADD", "uniquejobs:digests", 1, "uniquejobs:of-nobody")
+    @redis.call("ZRANGE", "uniquejobs:digests", 0, -1).each { |digest| @redis.call("ZADD", "uniquejobs:digests", 1, digest) }
+    @redis.call("DEL", "queue:full")
+    Eventually.eventually("a run of the gem's own reaper", within: 30) { @redis.call("ZSCORE", "uniquejobs:digests", "uniquejobs:of-nobody").nil? }
   end
 end

@@ -21,9 +21,11 @@ module Sidekiq
         # @return [Hash{Symbol => Object}] settings for {Native::Engine.start} and {Native.reenqueue_orphans}
         # @raise [ConfigurationError] when an option cannot be used, or this Redis cannot
         def build(config, places:, passwords:, info: {}, native: false)
+          dead_set = DeadSetLimits.to_native
           {
             namespace: config.namespace,
             instance_id: config.instance_id,
+            exclusive: config.exclusive_instance_id,
             interval_ms: milliseconds(config.heartbeat_interval),
             ttl_ms: milliseconds(config.heartbeat_ttl),
             hold_ms: milliseconds(config.recovery_lock_ttl),
@@ -32,7 +34,9 @@ module Sidekiq
             track_all: config.track == :all,
             max_recoveries: config.max_recoveries,
             recovery_window_ms: milliseconds(config.recovery_window),
-            **DeadSetLimits.to_native,
+            dead_max_jobs: dead_set[:dead_max_jobs],
+            dead_timeout_ms: dead_set[:dead_timeout_ms],
+            timestamps: dead_set[:timestamps],
             **examined(places, config.namespace, passwords),
             info: info
           }
@@ -68,8 +72,8 @@ module Sidekiq
         # @return [Hash{Symbol => Object}] for {Native::Watch.new}
         # @raise [ConfigurationError] when an option cannot be used
         def target(config)
-          settings = config.redis_options.nil? ? RedisSettings.from_sidekiq : RedisSettings.from_options(config.redis_options)
-          settings.to_native
+          options = config.redis_options
+          (options ? RedisSettings.from_options(options) : RedisSettings.from_sidekiq).to_native
         end
 
         private

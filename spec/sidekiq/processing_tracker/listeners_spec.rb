@@ -16,7 +16,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Listeners do
   after do
     tracker.config.logger = nil
     described_class.clear
-    Sidekiq.default_configuration.death_handlers.clear
+    SidekiqConfig.current.death_handlers.clear
   end
 
   def report(event) = Sidekiq::ProcessingTracker::Events.report(event)
@@ -55,7 +55,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Listeners do
 
   it "runs Sidekiq's death handlers for a poison pill, each whatever the others raise" do
     called = []
-    Sidekiq.default_configuration.death_handlers << ->(_, _) { raise "secret" } << ->(job, error) { called << [job, error] }
+    SidekiqConfig.current.death_handlers << ->(_, _) { raise "secret" } << ->(job, error) { called << [job, error] }
     report(dead)
     expect(called.size).to eq(1)
     job, error = called.first
@@ -67,7 +67,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Listeners do
 
   it "runs no death handlers for other deaths, nor where there is no job to give them" do
     called = []
-    Sidekiq.default_configuration.death_handlers << ->(*arguments) { called << arguments }
+    SidekiqConfig.current.death_handlers << ->(*arguments) { called << arguments }
     [{"reason" => "unmarked"}, {"reason" => "unreadable"}, {"kind" => "discarded"}, {"payload" => "not json"}, {"payload" => nil},
       {"payload" => "[1]"}].each { |change| report(dead.merge(change)) }
     expect(called).to be_empty

@@ -2,7 +2,7 @@
 
 RSpec.describe Sidekiq::ProcessingTracker::Settings do
   let(:config) { Sidekiq::ProcessingTracker::Configuration.new }
-  let(:sidekiq) { Sidekiq.default_configuration }
+  let(:sidekiq) { SidekiqConfig.current }
 
   def built = described_class.build(config)
 

@@ -5,6 +5,7 @@
 use crate::courier::{Courier, Delivery};
 use crate::error::{Error, Result};
 use crate::events::Event;
+use crate::host::{self, Neighbours, Process, Step};
 use crate::identity;
 use crate::legacy::{self, Lookout};
 use crate::link::Link;
@@ -35,6 +36,9 @@ struct Control {
     /// Delivers what was recovered, where Sidekiq's queues are elsewhere.
     courier: Option<Courier>,
     deliver: Attempts,
+    /// Instances whose death may be certain before their leases end.
+    neighbours: Neighbours,
+    neighbours_asked: Attempts,
     /// When orphans are due that wait in a dead instance.
     returns: Option<Instant>,
     /// How long a call for recovery takes at the worst; falls slowly.
@@ -53,6 +57,7 @@ enum Task {
     Recover(String, Pace),
     Search(Pace),
     Deliver(String, Pace),
+    LookAround(String, Pace),
 }
 
 impl Control {
@@ -66,6 +71,8 @@ impl Control {
                 .clone()
                 .map(|queues| Courier::new(queues, timeout(pace))),
             deliver: Attempts::default(),
+            neighbours: Neighbours::new(shared.settings.proc.clone()),
+            neighbours_asked: Attempts::default(),
             shared,
             beat: Attempts::default(),
             recover: Attempts::default(),
@@ -90,6 +97,7 @@ impl Control {
                 Task::Recover(by, pace) => self.recover(by, pace),
                 Task::Search(pace) => self.search(pace),
                 Task::Deliver(by, pace) => self.deliver(&by, pace),
+                Task::LookAround(identity, pace) => self.look_around(&identity, pace),
             }
         }
     }
@@ -130,6 +138,13 @@ impl Control {
                 if self.returns.is_some_and(|at| now >= at) {
                     self.returns = None;
                     self.look = true;
+                }
+                if state.phase == Phase::Running && self.recovery.is_none() && self.neighbours.is_busy() {
+                    let asked = &self.neighbours_asked;
+                    if asked.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
+                        return Task::LookAround(state.identity.clone(), state.pace);
+                    }
+                    wake = earlier(wake, asked.at.filter(|at| *at > now));
                 }
                 if state.phase == Phase::Running && (self.recovery.is_some() || self.look) {
                     if self.recover.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
@@ -181,6 +196,8 @@ impl Control {
         for class in self.shared.state().registry.marked() {
             info.push((format!("marked:{class}"), "1".into()));
         }
+        let process = self.neighbours.this_process();
+        info.extend(process.iter().flat_map(Process::told));
         let sent = Sent::now();
         // A nonce is used once: the script may have been done though its answer was lost.
         let registered = identity::draw(&self.shared.settings.instance_id).and_then(|identity| {
@@ -190,8 +207,13 @@ impl Control {
             Ok((identity, pace)) => {
                 self.beat.succeeded();
                 self.look = true;
-                let first = self.registered.replace(Instant::now()).is_none();
-                self.shared.registered(identity, pace, sent);
+                self.registered = Some(Instant::now());
+                let settings = &self.shared.settings;
+                let exclusive = settings.exclusive.then(|| settings.instance_id.clone());
+                let first = !self.shared.state().was_registered;
+                self.neighbours.registered(process, exclusive, first);
+                let indexes = host::indexes(&self.shared.keys, &info.into_iter().map(as_bytes).collect());
+                self.shared.registered(identity, indexes, pace, sent);
                 if first {
                     self.warn_of_eviction();
                 }
@@ -215,9 +237,19 @@ impl Control {
     fn beat(&mut self, identity: &str, pace: Pace) {
         let progress = self.progress();
         let sent = Sent::now();
-        match scripts::beat(&mut self.link, &self.shared.keys, identity, pace, progress) {
+        match scripts::beat(
+            &mut self.link,
+            &self.shared.keys,
+            identity,
+            pace,
+            progress,
+            self.neighbours.host(),
+        ) {
             Ok(answer) => {
                 self.beat.succeeded();
+                if let Fenced::Alive(beat) = &answer {
+                    self.neighbours.beaten(beat.hosted, Instant::now());
+                }
                 if let Some(due) = self.shared.beaten(Side::Control, identity, sent, &answer) {
                     self.recovery.get_or_insert_with(|| Recovery::new(due));
                 }
@@ -328,6 +360,35 @@ impl Control {
         }
     }
 
+    /// The next step in the search for instances that are dead for certain.
+    fn look_around(&mut self, identity: &str, pace: Pace) {
+        let began = Instant::now();
+        let outcome = self.neighbours.step(&mut self.link, &self.shared.keys, identity);
+        self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
+        match outcome {
+            Ok(step) => {
+                self.neighbours_asked.succeeded();
+                match step {
+                    Step::Dead(recovery) => self.recovery = Some(*recovery),
+                    Step::NotAlone(warning) => self.shared.events.push(Event::Warning(warning)),
+                    Step::Nothing => {}
+                }
+            }
+            Err(error) => {
+                self.link.discard();
+                // What Redis refuses, it may refuse for ever, and leases decide as well.
+                if self.neighbours_asked.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
+                    self.neighbours_asked.succeeded();
+                    self.neighbours.give_up();
+                    self.shared.warn_once(
+                        "neighbours",
+                        format!("Cannot look for deaths that are certain, so leases decide: {error}"),
+                    );
+                }
+            }
+        }
+    }
+
     /// Makes the next call. Answers whether to go on at once.
     fn recover_piece(&mut self, reaper: &Reaper) -> Result<bool> {
         let Some(recovery) = &mut self.recovery else {
@@ -392,6 +453,10 @@ impl Attempts {
 /// Less than a step, so that a lease bears more than one interruption (docs/protocol.md, "The lease clock").
 fn timeout(pace: Pace) -> Duration {
     pace.step.mul_f64(0.6)
+}
+
+fn as_bytes((field, value): (String, String)) -> (Vec<u8>, Vec<u8>) {
+    (field.into_bytes(), value.into_bytes())
 }
 
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {

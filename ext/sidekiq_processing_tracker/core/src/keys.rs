@@ -155,6 +155,30 @@ impl Keys {
         [self.info("").as_bytes(), identity].concat()
     }
 
+    /// What an instance's scheduler has taken and not yet pushed.
+    #[must_use]
+    pub fn due(&self, identity: &str) -> String {
+        namespaced(&self.namespace, &format!("due:{identity}"))
+    }
+
+    /// The same as `due`, of an identity as it stands in Redis.
+    #[must_use]
+    pub fn due_of(&self, identity: &[u8]) -> Vec<u8> {
+        [self.due("").as_bytes(), identity].concat()
+    }
+
+    /// The instances on one host, `place` as `host::Process` names it.
+    #[must_use]
+    pub fn host(&self, place: &str) -> String {
+        namespaced(&self.namespace, &format!("host:{place}"))
+    }
+
+    /// The instances under one label, of those to whom it is promised to be theirs alone.
+    #[must_use]
+    pub fn label(&self, label: &str) -> String {
+        namespaced(&self.namespace, &format!("label:{label}"))
+    }
+
     /// Totals by outcome.
     #[must_use]
     pub fn stats(&self) -> String {

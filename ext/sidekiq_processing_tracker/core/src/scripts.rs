@@ -3,6 +3,7 @@
 use crate::decision::{Decision, End, Reason};
 use crate::entry::Token;
 use crate::error::{Error, Result};
+use crate::host;
 use crate::keys::{self, Keys};
 use crate::link::{Call, Link};
 use crate::payload::{Facts, LockKind};
@@ -48,7 +49,8 @@ macro_rules! script {
 
 pub(crate) use script;
 
-script!(REGISTER, "clock", "register");
+script!(REGISTER, "clock", "index", "register");
+script!(ENLIST, "index", "enlist");
 script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
@@ -67,6 +69,7 @@ script!(pub(crate) DELIVER, "requeue", "unique_locks", "deliver");
 pub fn prepare() {
     let scripts = [
         &REGISTER,
+        &ENLIST,
         &BEAT,
         &TURN,
         &REAP,
@@ -80,7 +83,11 @@ pub fn prepare() {
         &OUTBOX_REMOVE,
         &DELIVER,
     ];
-    for script in scripts.into_iter().chain(crate::legacy::SCRIPTS) {
+    for script in scripts
+        .into_iter()
+        .chain(crate::legacy::SCRIPTS)
+        .chain(crate::due::SCRIPTS)
+    {
         LazyLock::force(&script.hash);
     }
 }
@@ -109,6 +116,12 @@ pub fn register(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, info: 
     for (field, value) in info {
         call.arg(field.as_str()).arg(value.as_str());
     }
+    let info = info
+        .iter()
+        .map(|(field, value)| (field.clone().into_bytes(), value.clone().into_bytes()));
+    for index in host::indexes(keys, &info.collect()) {
+        call.also(index);
+    }
     let mut answer = Answer::to("register", link.run(&REGISTER, &call)?)?;
     answer.pace()
 }
@@ -118,15 +131,24 @@ pub fn register(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, info: 
 pub struct Beat {
     /// The pace that holds from now on.
     pub pace: Pace,
+    /// How many instances are on its host, where that was asked.
+    pub hosted: Option<u64>,
     /// When this beat moved the clock: how many instances there are, and one whose lease has run out.
     pub seen: Option<(u64, Option<Vec<u8>>)>,
 }
 
-/// Renews the lease.
+/// Renews the lease. `host`: the place by which the instance is known on its host, to be told how many are there.
 ///
 /// # Errors
 /// As for `register`.
-pub fn beat(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, progress: bool) -> Result<Fenced<Beat>> {
+pub fn beat(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    pace: Pace,
+    progress: bool,
+    host: Option<&str>,
+) -> Result<Fenced<Beat>> {
     let mut call = Call::new([
         keys.clock(),
         keys.instances(),
@@ -137,17 +159,20 @@ pub fn beat(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, progress: 
         .millis(pace.step)
         .millis(pace.ttl)
         .number(u8::from(progress));
+    if let Some(host) = host {
+        call.also(keys.host(host).into_bytes());
+    }
     let mut answer = Answer::to("beat", link.run(&BEAT, &call)?)?;
     if answer.text()? == "lost" {
         return Ok(Fenced::Lost);
     }
-    let pace = answer.pace()?;
+    let (pace, hosted) = (answer.pace()?, u64::try_from(answer.integer()?).ok());
     let seen = if answer.is_empty() {
         None
     } else {
         Some((answer.number()?, Some(answer.bytes()?).filter(|due| !due.is_empty())))
     };
-    Ok(Fenced::Alive(Beat { pace, seen }))
+    Ok(Fenced::Alive(Beat { pace, hosted, seen }))
 }
 
 /// A job that goes back to its queue.
@@ -325,28 +350,40 @@ pub struct Found {
     pub info: Info,
     /// The fields of its in-flight hash.
     pub fields: Vec<Vec<u8>>,
+    /// Whether its scheduler has left anything.
+    pub scheduled: bool,
 }
 
 /// An instance's info, by field.
 pub type Info = HashMap<Vec<u8>, Vec<u8>>;
 
 /// Fences an instance whose lease has run out and holds it for the reaper `by`, for `hold` at most. The reaper may ask
-/// again while it holds it.
+/// again while it holds it. `lease_end`, for an instance that is dead for certain: its lease end as it was read before the
+/// proof of that; it is fenced at once if it still is that one.
 ///
 /// # Errors
 /// As for `register`.
-pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &[u8], by: &str, hold: Duration) -> Result<Reaped> {
+pub fn reap(
+    link: &mut Link,
+    keys: &Keys,
+    pace: Pace,
+    identity: &[u8],
+    by: &str,
+    hold: Duration,
+    lease_end: Option<&[u8]>,
+) -> Result<Reaped> {
     let mut call = Call::new([
         keys.clock().into_bytes(),
         keys.instances().into_bytes(),
         keys.inflight_of(identity),
         keys.info_of(identity),
+        keys.due_of(identity),
     ]);
     call.millis(pace.step)
         .millis(pace.ttl)
         .arg(identity)
         .millis(hold)
-        .arg("")
+        .arg(lease_end.unwrap_or_default())
         .arg(by);
     let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
     match answer.text()?.as_str() {
@@ -362,6 +399,7 @@ pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &[u8], by: &str,
             },
             info: info_of(answer.list()?)?,
             fields: answer.list()?.all_bytes()?,
+            scheduled: answer.number()? == 1,
         })),
     }
 }
@@ -472,6 +510,8 @@ pub struct Settlement<'a> {
     pub policy: &'a Policy,
     /// The identity by which Sidekiq knows the instance's process.
     pub sidekiq_identity: Option<&'a [u8]>,
+    /// The indexes in which the instance stands.
+    pub indexes: &'a [Vec<u8>],
 }
 
 /// What became of orphans.
@@ -526,6 +566,8 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
         Some(name) => call.keys([name.to_vec(), [name, b":work"].concat()]).arg(name),
         None => call.arg("0").arg(""),
     };
+    call.key(keys.due_of(from)).count(settlement.indexes.len());
+    call.keys(settlement.indexes.iter().cloned());
     for orphan in orphans {
         let queue = orphan.token.queue();
         let decision = match orphan.decision {
@@ -622,18 +664,30 @@ pub fn clear_unique_lock(link: &mut Link, digest: &str, jid: Option<&str>) -> Re
     whole("clear_lock", link.run(&CLEAR_LOCK, &call)?).map(|freed| freed > 0)
 }
 
-/// Leaves for good: acks, puts `requeues` back, gives up the lease. Answers how many jobs stay for the next reaper.
+/// Leaves for good: acks, puts `requeues` back, gives up the lease, and leaves the indexes in which it stands. Answers how
+/// many jobs stay for the next reaper.
 ///
 /// # Errors
 /// As for `register`.
-pub fn leave(link: &mut Link, keys: &Keys, identity: &str, acks: &[Token], requeues: &[Token]) -> Result<Fenced<u64>> {
+pub fn leave(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    indexes: &[Vec<u8>],
+    acks: &[Token],
+    requeues: &[Token],
+) -> Result<Fenced<u64>> {
     let mut call = Call::new([
         keys.instances().into_bytes(),
         keys.inflight(identity).into_bytes(),
         keys.info(identity).into_bytes(),
         keys.queues(),
+        keys.due(identity).into_bytes(),
     ]);
-    call.arg(identity).count(acks.len());
+    for index in indexes {
+        call.also(index.clone());
+    }
+    call.arg(identity).count(indexes.len()).count(acks.len());
     for token in acks {
         call.arg(token.as_bytes());
     }
@@ -673,6 +727,53 @@ pub(crate) fn forbidden<'a>(
         forbidden.push((command, number));
     }
     Ok(forbidden)
+}
+
+/// What stands in an index: how many instances (`None` where somebody has overwritten it), and of some of them the identity and the entry.
+pub type Index = (Option<u64>, Vec<(Vec<u8>, Vec<u8>)>);
+
+/// Keeps an instance in the indexes in which others look for it, for as long as `lives` from now on. Answers for each what
+/// stands there, `most` instances at most.
+///
+/// # Errors
+/// As for `register`.
+pub fn enlist(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    indexes: &[String],
+    lives: Duration,
+    most: usize,
+) -> Result<Fenced<Vec<Index>>> {
+    let own = [keys.inflight(identity), keys.info(identity)];
+    let mut call = Call::new(own.iter().chain(indexes).map(String::as_str));
+    call.arg(identity).millis(lives).count(most);
+    let mut answer = Answer::to("enlist", link.run(&ENLIST, &call)?)?;
+    if answer.text()? == "lost" {
+        return Ok(Fenced::Lost);
+    }
+    let mut found = Vec::with_capacity(indexes.len());
+    while !answer.is_empty() {
+        let (count, mut pairs) = (u64::try_from(answer.integer()?).ok(), answer.list()?);
+        let mut entries = Vec::new();
+        while !pairs.is_empty() {
+            entries.push((pairs.bytes()?, pairs.bytes()?));
+        }
+        found.push((count, entries));
+    }
+    Ok(Fenced::Alive(found))
+}
+
+/// When an instance's lease ends, as Redis writes it. `None` for one that is not listed.
+///
+/// # Errors
+/// As for `register`.
+pub fn lease_end(link: &mut Link, keys: &Keys, identity: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut command = redis::cmd("ZSCORE");
+    match link.command(command.arg(keys.instances()).arg(identity))? {
+        Value::Nil => Ok(None),
+        score => bytes("ZSCORE", score).map(Some),
+    }
 }
 
 /// All fields of an instance's in-flight hash, or `Lost` when it has no lease.
@@ -878,7 +979,7 @@ impl Answer {
         self.values
     }
 
-    fn all_bytes(self) -> Result<Vec<Vec<u8>>> {
+    pub fn all_bytes(self) -> Result<Vec<Vec<u8>>> {
         let call = self.call;
         self.values.map(|value| bytes(call, value)).collect()
     }
@@ -897,7 +998,7 @@ impl Answer {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn integer(&mut self) -> Result<i64> {
+    pub fn integer(&mut self) -> Result<i64> {
         match self.next()? {
             Value::Int(number) => Ok(number),
             _ => Err(Error::protocol(self.call, "a number was expected")),

@@ -267,6 +267,7 @@ fn rights(keys: &Keys) -> Vec<(&'static [&'static str], String, String)> {
         "HKEYS",
         "HLEN",
         "HMGET",
+        "HRANDFIELD",
         "HSCAN",
         "HSET",
         "HSTRLEN",
@@ -295,6 +296,7 @@ fn rights(keys: &Keys) -> Vec<(&'static [&'static str], String, String)> {
         "ZREMRANGEBYRANK",
         "ZREMRANGEBYSCORE",
     ];
+    const DUE: &[&str] = &["ZADD", "ZCARD", "ZRANGEBYSCORE", "ZREM"];
     const LOCKS: &[&str] = &[
         "DEL", "EXISTS", "GET", "HDEL", "HEXISTS", "HLEN", "HSET", "LREM", "PEXPIRE", "SET", "ZADD", "ZREM",
     ];
@@ -309,6 +311,8 @@ fn rights(keys: &Keys) -> Vec<(&'static [&'static str], String, String)> {
         sidekiqs(&["EXISTS", "LPUSH", "RPOP", "RPUSH"], "queue:x", "queue:*"),
         sidekiqs(&["SADD"], keys::QUEUES, keys::QUEUES),
         sidekiqs(&["ZADD", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"], keys::DEAD, keys::DEAD),
+        sidekiqs(DUE, "schedule", "schedule"),
+        sidekiqs(DUE, "retry", "retry"),
         sidekiqs(&["SREM"], keys::PROCESSES, keys::PROCESSES),
         sidekiqs(&["DEL", "PTTL"], "host:1:x", "*:*:* (Sidekiq's processes)"),
         sidekiqs(LOCKS, "uniquejobs:x", "uniquejobs:*"),

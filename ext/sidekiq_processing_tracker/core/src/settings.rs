@@ -2,6 +2,7 @@
 
 use crate::keys::Keys;
 use crate::target::Target;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The settings of an engine. Ruby has validated them; the engine only keeps them within what it can work with.
@@ -29,6 +30,10 @@ pub struct Settings {
     pub fetch: Fetch,
     /// What is to become of orphans.
     pub policy: Policy,
+    /// Where the system tells of processes, to be certain of deaths before leases end. `None`: only leases decide.
+    pub proc: Option<PathBuf>,
+    /// `exclusive_instance_id`: the label is this process' alone, so whoever had it before is dead.
+    pub exclusive: bool,
 }
 
 /// Whose fetch takes jobs from the queues.
@@ -81,6 +86,17 @@ pub enum Timestamps {
     Milliseconds,
 }
 
+impl Timestamps {
+    /// A time since the epoch, as JSON.
+    #[must_use]
+    pub fn text(self, time: Duration) -> String {
+        match self {
+            Self::Seconds => format!("{}.{:06}", time.as_secs(), time.subsec_micros()),
+            Self::Milliseconds => time.as_millis().to_string(),
+        }
+    }
+}
+
 /// No step is shorter: at some point beats are all that a process does, and in this namespace all others too.
 const SHORTEST_STEP: Duration = Duration::from_millis(50);
 
@@ -114,6 +130,9 @@ impl Settings {
         let mut told = self.info.clone();
         told.push(("track".into(), track.into()));
         told.push(("fetch".into(), fetch.into()));
+        if self.exclusive {
+            told.push(("exclusive".into(), self.instance_id.clone()));
+        }
         told
     }
 }

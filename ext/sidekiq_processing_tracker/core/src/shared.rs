@@ -49,10 +49,14 @@ pub(crate) struct State {
     pub claims_idle: bool,
     /// The id of the connection that is told of changes in queues, while there is one.
     pub told: Option<i64>,
+    /// The same, of one that should have been told and was not.
+    pub distrusted: Option<i64>,
     /// It was told of one.
     pub alarm: bool,
     /// How many instances there are, as far as this one knows.
     pub instances: u64,
+    /// The indexes in which the registered instance stands.
+    pub indexes: Vec<Vec<u8>>,
     pub phase: Phase,
     pub left_cleanly: bool,
     /// What was lost with the identity before, to be told with the next one.
@@ -161,8 +165,10 @@ impl Shared {
                 ride: false,
                 claims_idle: false,
                 told: None,
+                distrusted: None,
                 alarm: false,
                 instances: 1,
+                indexes: Vec::new(),
                 phase: Phase::Running,
                 left_cleanly: false,
                 lost: None,
@@ -182,8 +188,9 @@ impl Shared {
     }
 
     /// An instance is registered: the first one, or the next one after a lost lease.
-    pub fn registered(&self, identity: String, pace: Pace, sent: Sent) {
+    pub fn registered(&self, identity: String, indexes: Vec<Vec<u8>>, pace: Pace, sent: Sent) {
         let mut state = self.state();
+        state.indexes = indexes;
         state.identity = identity;
         state.registered = true;
         state.pace = pace;

@@ -85,7 +85,9 @@ fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
         // Another link has found another server: that one is to tell.
-        if !target.rendezvous.is_current(visit) || matches!(shared.state().phase, Phase::Left | Phase::Stopped) {
+        let state = shared.state();
+        let is_over = matches!(state.phase, Phase::Left | Phase::Stopped) || state.distrusted == Some(id);
+        if is_over || !target.rendezvous.is_current(visit) {
             return Ok(());
         }
     }

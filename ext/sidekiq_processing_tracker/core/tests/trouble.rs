@@ -23,8 +23,8 @@ use support::lua;
 use support::proxy::{relay, Action, End, OnConnect, Plan, Proxy, Request};
 use support::redis_server::RedisServer;
 use support::tracker::{
-    assert_at_rest, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs, journal,
-    keys, link, queue, recover_all, settings, stat, Tracker, SOON, STEP, TTL,
+    assert_at_rest, forgetful, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs,
+    journal, keys, link, queue, recover_all, settings, stat, Tracker, SOON, STEP, TTL,
 };
 use support::wait::eventually;
 
@@ -120,7 +120,8 @@ fn loses_every_other_reply(server: &RedisServer, script: &'static Script) -> (Pr
 #[test]
 fn one_whose_lease_is_taken_again_and_again_registers_at_a_pace() {
     let server = RedisServer::start();
-    let tracker = engine(&server, "one");
+    // Its jobs are orphaned again and again.
+    let tracker = Tracker::registered(forgetful(&server.socket_path(), "one"));
     let start = Instant::now();
     let take_all =
         Script::new("for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('HDEL', key, 'call') end");
@@ -148,7 +149,7 @@ fn one_whose_lease_is_taken_again_and_again_registers_at_a_pace() {
         tracker.engine().ack(handle);
     }
     assert!(tracker.leave(SOON));
-    recover_all(&settings(&server.socket_path(), "console")).unwrap();
+    recover_all(&forgetful(&server.socket_path(), "console")).unwrap();
     assert_at_rest(&server);
 }
 
@@ -230,7 +231,8 @@ fn an_overwritten_info_costs_neither_the_marks_nor_a_beat() {
 fn a_recovery_that_redis_refuses_stops_no_other_and_is_warned_of_once() {
     let server = RedisServer::start();
     let refused = dead(&server, "refused", "work", &jobs(3));
-    let other = dead(&server, "other", "others", &jobs(3));
+    let orphans = jobs_of("other", 3);
+    let other = dead(&server, "other", "others", &orphans);
     let hash = keys().inflight(&refused);
     let proxy = Proxy::start(server.socket_path(), {
         let (hash, socket) = (hash.clone(), server.url());
@@ -248,7 +250,7 @@ fn a_recovery_that_redis_refuses_stops_no_other_and_is_warned_of_once() {
     // It comes first.
     let () = server.connect().zadd(keys().instances(), &refused, -1).unwrap();
     let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
-    eventually(SOON, "the other's are back", || queue(&server, "others") == jobs(3));
+    eventually(SOON, "the other's are back", || queue(&server, "others") == orphans);
     let warning = tracker.wait_for("a person is told", is_warning_of(&refused));
     assert!(
         matches!(&warning, Event::Warning(text) if text.contains("WRONGTYPE")),
@@ -258,8 +260,9 @@ fn a_recovery_that_redis_refuses_stops_no_other_and_is_warned_of_once() {
     assert_eq!(kind, "string");
     // It is tried again, but not told so, and others die and are recovered meanwhile.
     thread::sleep(STEP * 3);
-    let third = dead(&server, "third", "third", &jobs(2));
-    eventually(SOON, "the third's are back", || queue(&server, "third") == jobs(2));
+    let orphans = jobs_of("third", 2);
+    let third = dead(&server, "third", "third", &orphans);
+    eventually(SOON, "the third's are back", || queue(&server, "third") == orphans);
     thread::sleep(STEP * 3);
     assert_eq!(tracker.count(is_warning_of(&refused)), 1, "{:?}", tracker.told());
     for identity in [&other, &third] {

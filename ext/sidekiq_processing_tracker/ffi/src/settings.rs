@@ -2,6 +2,7 @@
 
 use crate::passwords::Passwords;
 use magnus::{r_hash::ForEach, value::ReprValue, Error, RArray, RHash, RString, Ruby, TryConvert, Value};
+use processing_tracker_core::host::PROC;
 use processing_tracker_core::password::Password;
 use processing_tracker_core::sentinel::{Node, Sentinels};
 use processing_tracker_core::settings::{Fetch, Policy, Settings, Timestamps};
@@ -39,6 +40,8 @@ pub fn read(ruby: &Ruby, hash: RHash) -> Result<Settings, Error> {
             _ => Fetch::Sidekiq,
         },
         policy: policy(ruby, hash)?,
+        proc: Some(PROC.into()),
+        exclusive: get(ruby, hash, "exclusive")?.unwrap_or(false),
     })
 }
 

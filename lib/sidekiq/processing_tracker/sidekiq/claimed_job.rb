@@ -19,7 +19,7 @@ module Sidekiq
         # @param jobs [Array<ClaimedJob>]
         # @return [void]
         def requeue(jobs)
-          jobs.group_by(&:engine).each do |engine, group|
+          jobs.reject(&:settled?).group_by(&:engine).each do |engine, group|
             answer = engine.requeue(group.map(&:handle), REQUEUE_TIMEOUT)
             UnitOfWork.report_requeue(group.size, answer.values.sum(&:size))
           end
@@ -54,7 +54,7 @@ module Sidekiq
         @job = job
         @config = config
         @job_hash = nil
-        @begun = @acknowledged = false
+        @begun = @settled = false
       end
 
       # @return [String] with "queue:"
@@ -66,7 +66,7 @@ module Sidekiq
       # @return [void]
       def acknowledge
         @engine.ack(@handle)
-        @acknowledged = true
+        @settled = true
       rescue => error
         Log.failure("ack a job", error)
       end
@@ -90,12 +90,18 @@ module Sidekiq
       #
       # @return [void]
       def release
-        return if @acknowledged
+        return if @settled
 
         @begun ? @engine.release(@handle) : @engine.requeue([@handle], 0)
+        @settled = true
       rescue => error
         Log.failure("release a job", error)
       end
+
+      # Whether its thread is through with it: Sidekiq may name it at its end all the same.
+      #
+      # @return [Boolean]
+      def settled? = @settled
 
       # Whether the given hash is this very job, and not one that the job runs inline.
       #

@@ -68,7 +68,7 @@ module Sidekiq
         first = stock.ancestors.first
         return "#{first} is put before Sidekiq's fetch" unless first == stock
 
-        changed = METHODS.find { |name| !own_method?(stock, name) }
+        changed = METHODS.find { |name| !Stock.own?(stock, name) }
         "#{stock}##{changed} is not Sidekiq's own" if changed
       end
 
@@ -76,11 +76,6 @@ module Sidekiq
       def extensions
         foreign = @fetchers.flat_map { |fetcher| fetcher.singleton_class.included_modules - fetcher.class.included_modules }
         (foreign.uniq - [Fetch, NativeFetch, ThrottledFetch]).map { |extension| "#{extension} extends Sidekiq's fetcher" }
-      end
-
-      # A class is Sidekiq's where it was first defined.
-      def own_method?(fetcher_class, name)
-        fetcher_class.instance_method(name).source_location&.first == Object.const_source_location(fetcher_class.name).first
       end
     end
   end

@@ -51,6 +51,8 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
         polls: false,
+        proc: None,
+        exclusive: false,
     }
 }
 
@@ -59,6 +61,12 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
 pub fn forgetful(socket: &Path, instance_id: &str) -> Settings {
     let mut settings = settings(socket, instance_id);
     settings.policy.recovery_window = Duration::from_millis(1);
+    settings
+}
+
+/// The same of those who claim their jobs themselves.
+pub fn native(mut settings: Settings) -> Settings {
+    settings.fetch = Fetch::Native;
     settings
 }
 
@@ -189,6 +197,11 @@ pub fn is_outage(event: &Event) -> bool {
 /// An outage ended.
 pub fn is_outage_over(event: &Event) -> bool {
     matches!(event, Event::OutageOver { .. })
+}
+
+/// An instance was found dead before its lease ran out.
+pub fn is_found_dead(event: &Event) -> bool {
+    matches!(event, Event::Note(text) if text.starts_with("found dead before its lease ran out"))
 }
 
 /// A lease was lost.
