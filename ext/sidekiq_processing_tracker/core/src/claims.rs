@@ -5,7 +5,6 @@ use crate::entry::Token;
 use crate::error::Error;
 use crate::failpoint;
 use crate::identity;
-use crate::keys;
 use crate::link::Link;
 use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced, Turn, Turned};
@@ -273,7 +272,7 @@ impl Claims {
         }
         commands.cmd("EXISTS");
         for queue in &queues {
-            commands.arg(keys::queue(queue));
+            commands.arg(self.shared.keys.queue(queue));
         }
         let mut answers = self.link.pipeline(&commands)?;
         let exists = answers.pop();

@@ -2,6 +2,7 @@
 //!
 //! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
 
+use crate::courier::{Courier, Delivery};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::host::{self, Neighbours, Process, Step};
@@ -10,6 +11,7 @@ use crate::legacy::{self, Lookout};
 use crate::link::Link;
 use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced};
+use crate::server;
 use crate::settings::Pace;
 use crate::shared::{Phase, Sent, Shared, Side};
 use std::sync::atomic::Ordering;
@@ -31,6 +33,9 @@ struct Control {
     /// The search for instances of the 1.0 gem.
     lookout: Lookout,
     search: Attempts,
+    /// Delivers what was recovered, where Sidekiq's queues are elsewhere.
+    courier: Option<Courier>,
+    deliver: Attempts,
     /// Instances whose death may be certain before their leases end.
     neighbours: Neighbours,
     neighbours_asked: Attempts,
@@ -51,6 +56,7 @@ enum Task {
     Beat(String, Pace),
     Recover(String, Pace),
     Search(Pace),
+    Deliver(String, Pace),
     LookAround(String, Pace),
 }
 
@@ -59,6 +65,12 @@ impl Control {
         let pace = shared.settings.pace();
         Self {
             link: Link::new(shared.settings.redis.clone(), timeout(pace)),
+            courier: shared
+                .settings
+                .queues
+                .clone()
+                .map(|queues| Courier::new(queues, timeout(pace))),
+            deliver: Attempts::default(),
             neighbours: Neighbours::new(shared.settings.proc.clone()),
             neighbours_asked: Attempts::default(),
             shared,
@@ -84,6 +96,7 @@ impl Control {
                 Task::Beat(identity, pace) => self.beat(&identity, pace),
                 Task::Recover(by, pace) => self.recover(by, pace),
                 Task::Search(pace) => self.search(pace),
+                Task::Deliver(by, pace) => self.deliver(&by, pace),
                 Task::LookAround(identity, pace) => self.look_around(&identity, pace),
             }
         }
@@ -138,6 +151,12 @@ impl Control {
                         return Task::Recover(state.identity.clone(), state.pace);
                     }
                     wake = earlier(wake, self.recover.at.filter(|at| *at > now));
+                }
+                if state.phase == Phase::Running && self.courier.is_some() {
+                    if self.deliver.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
+                        return Task::Deliver(state.identity.clone(), state.pace);
+                    }
+                    wake = earlier(wake, self.deliver.at.filter(|at| *at > now));
                 }
                 if state.phase == Phase::Running {
                     let at = self.lookout.at.max(self.search.at.unwrap_or(now));
@@ -195,8 +214,23 @@ impl Control {
                 self.neighbours.registered(process, exclusive, first);
                 let indexes = host::indexes(&self.shared.keys, &info.into_iter().map(as_bytes).collect());
                 self.shared.registered(identity, indexes, pace, sent);
+                if first {
+                    self.warn_of_eviction();
+                }
             }
             Err(error) => self.failed(&error, pace),
+        }
+    }
+
+    fn warn_of_eviction(&mut self) {
+        match server::evicts(&mut self.link) {
+            Ok(Some(policy)) => self.shared.events.push(Event::Warning(format!(
+                "Redis throws keys away when its memory is full (maxmemory-policy {policy}): jobs and what is known of those \
+                 that run would go without a trace. Sidekiq and the tracker need maxmemory-policy noeviction"
+            ))),
+            Ok(None) => {}
+            // Nobody is to go without a beat for that.
+            Err(_) => self.link.discard(),
         }
     }
 
@@ -268,7 +302,7 @@ impl Control {
                 self.link.discard();
                 // A failure to reach Redis is told by the beats, and the same call is made again. What Redis refuses, it
                 // may refuse for ever: the hold runs out, and meanwhile others get their turn.
-                if self.recover.failed(pace) && !matches!(error, Error::Connection(_)) {
+                if self.recover.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
                     let from = self
                         .recovery
                         .take()
@@ -293,10 +327,34 @@ impl Control {
             Ok(()) => self.search.succeeded(),
             Err(error) => {
                 self.link.discard();
-                if self.search.failed(pace) && !matches!(error, Error::Connection(_)) {
+                if self.search.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
                     self.search.succeeded();
                     self.lookout.give_up();
                     self.shared.warn_once("legacy", legacy::cannot_search(&error));
+                }
+            }
+        }
+    }
+
+    /// Brings some of what waits in the outbox to Sidekiq's Redis. A Redis that is away there makes no outage here: the jobs
+    /// wait, and a person is told.
+    fn deliver(&mut self, by: &str, pace: Pace) {
+        let (shared, began) = (self.shared.clone(), Instant::now());
+        let Some(courier) = &mut self.courier else { return };
+        let tell = |about: &str, text| shared.warn_once(about, text);
+        let outcome = courier.step(&mut self.link, &shared.keys, by, &shared.settings.policy, tell);
+        self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
+        match outcome {
+            Ok(Delivery::Found) => {}
+            Ok(Delivery::More) => self.deliver.succeeded(),
+            Ok(Delivery::Done | Delivery::Busy) => self.deliver.pause(pace),
+            Err(error) => {
+                courier.discard();
+                if self.deliver.failed(pace) {
+                    shared.warn_once(
+                        "delivery",
+                        format!("Jobs that were recovered wait in the outbox, since they cannot be brought to Sidekiq's Redis: {error}"),
+                    );
                 }
             }
         }
@@ -319,7 +377,7 @@ impl Control {
             Err(error) => {
                 self.link.discard();
                 // What Redis refuses, it may refuse for ever, and leases decide as well.
-                if self.neighbours_asked.failed(pace) && !matches!(error, Error::Connection(_)) {
+                if self.neighbours_asked.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
                     self.neighbours_asked.succeeded();
                     self.neighbours.give_up();
                     self.shared.warn_once(

@@ -6,7 +6,7 @@
 use crate::entry;
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::keys::{self, Keys};
+use crate::keys::Keys;
 use crate::link::{Call, Link};
 use crate::payload::{self, Place};
 use crate::scripts::{script, Answer, Fenced, Script};
@@ -320,13 +320,14 @@ fn claim(link: &mut Link, keys: &Keys, identity: &str, number: u64, set: &[u8], 
 }
 
 fn settle(link: &mut Link, keys: &Keys, identity: &str, pushes: &[(Vec<u8>, Push)]) -> Result<Fenced<Vec<i64>>> {
-    let mut call = Call::new([keys.inflight(identity), keys.due(identity), keys::QUEUES.to_owned()]);
+    let own = [keys.inflight(identity), keys.due(identity)].map(String::into_bytes);
+    let mut call = Call::new(own.into_iter().chain([keys.queues()]));
     for (token, push) in pushes {
         call.arg(&token[..]);
         match push {
             Push::Queue(queue, payload) => call
                 .arg("queue")
-                .key(keys::queue(queue))
+                .key(keys.queue(queue))
                 .arg(&queue[..])
                 .arg(&payload[..]),
             Push::Set(set, score, payload) => call.arg("set").key(set.clone()).arg(&score[..]).arg(&payload[..]),

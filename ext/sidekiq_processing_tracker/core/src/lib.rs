@@ -5,6 +5,7 @@
 mod claims;
 pub mod clock;
 mod control;
+mod courier;
 pub mod crew;
 pub mod dead_set;
 pub mod decision;
@@ -21,13 +22,18 @@ pub mod legacy;
 pub mod link;
 pub mod orphans;
 pub mod parker;
+pub mod password;
 pub mod payload;
 pub mod recovery;
 pub mod registry;
 pub mod scripts;
+pub mod sentinel;
+pub mod server;
 pub mod settings;
 mod shared;
+pub mod target;
 pub mod threads;
+pub mod tls;
 mod wake;
 pub mod watch;
 

@@ -7,6 +7,7 @@ use crate::host;
 use crate::keys::{self, Keys};
 use crate::link::{Call, Link};
 use crate::payload::{Facts, LockKind};
+use crate::server;
 use crate::settings::{Pace, Policy};
 use redis::Value;
 use std::collections::HashMap;
@@ -35,8 +36,8 @@ impl Script {
 
 /// A script put together of files in `lua/`.
 macro_rules! script {
-    ($name:ident, $($file:literal),+) => {
-        static $name: Script = {
+    ($visibility:vis $name:ident, $($file:literal),+) => {
+        $visibility static $name: Script = {
             const SOURCE: &str = concat!($(include_str!(concat!("lua/", $file, ".lua"))),+);
             Script {
                 source: SOURCE,
@@ -58,6 +59,10 @@ script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
 script!(CLEAR_LOCK, "unique_locks", "clear_lock");
 script!(LEAVE, "requeue", "leave");
 script!(SURVEY, "survey");
+script!(RIGHTS, "rights");
+script!(pub(crate) OUTBOX_LOOK, "outbox_look");
+script!(pub(crate) OUTBOX_REMOVE, "outbox_remove");
+script!(pub(crate) DELIVER, "requeue", "unique_locks", "deliver");
 
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
@@ -73,6 +78,10 @@ pub fn prepare() {
         &CLEAR_LOCK,
         &LEAVE,
         &SURVEY,
+        &RIGHTS,
+        &OUTBOX_LOOK,
+        &OUTBOX_REMOVE,
+        &DELIVER,
     ];
     for script in scripts
         .into_iter()
@@ -243,10 +252,10 @@ pub enum Turned {
 /// As for `register`.
 pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<Turned> {
     let mut call = Call::new([
-        keys.inflight(identity),
-        keys.info(identity),
-        keys::QUEUES.to_owned(),
-        keys.counted(),
+        keys.inflight(identity).into_bytes(),
+        keys.info(identity).into_bytes(),
+        keys.queues(),
+        keys.counted().into_bytes(),
     ]);
     call.number(turn.call).count(turn.marks.len());
     for class in &turn.marks {
@@ -265,10 +274,10 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         match requeue {
             Requeue::Recorded(token) => {
                 let queue = token.queue();
-                call.arg(token.as_bytes()).key(keys::queue(queue)).arg(queue).arg("");
+                call.arg(token.as_bytes()).key(keys.queue(queue)).arg(queue).arg("");
             }
             Requeue::Unrecorded { queue, payload } => {
-                call.arg("").key(keys::queue(queue)).arg(&queue[..]).arg(&payload[..]);
+                call.arg("").key(keys.queue(queue)).arg(&queue[..]).arg(&payload[..]);
             }
         }
     }
@@ -282,7 +291,7 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         for order in &claim.orders {
             let indexes: Vec<String> = order
                 .iter()
-                .map(|queue| call.index_of(keys::queue(queue)).to_string())
+                .map(|queue| call.index_of(keys.queue(queue)).to_string())
                 .collect();
             call.arg(indexes.join(" "));
         }
@@ -534,11 +543,11 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
         keys.stats().into_bytes(),
         keys.journal().into_bytes(),
         keys.counted().into_bytes(),
-        keys::QUEUES.into(),
-        keys::DEAD.into(),
-        keys::PROCESSES.into(),
-        keys::DIGESTS.into(),
-        keys::EXPIRING_DIGESTS.into(),
+        keys.queues(),
+        keys.dead(),
+        keys.processes(),
+        keys.digests(),
+        keys.expiring_digests(),
     ]);
     call.arg(from).arg(settlement.by);
     call.millis(settlement.pace.step)
@@ -553,7 +562,7 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
     call.millis(policy.recovery_window)
         .millis(policy.dead_timeout)
         .number(policy.dead_max_jobs);
-    match settlement.sidekiq_identity {
+    match settlement.sidekiq_identity.filter(|_| !keys.has_outbox()) {
         Some(name) => call.keys([name.to_vec(), [name, b":work"].concat()]).arg(name),
         None => call.arg("0").arg(""),
     };
@@ -573,13 +582,16 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
             None => call.arg(""),
         };
         call.key(keys.recoveries(&orphan.counted_as).into_bytes())
-            .key(keys::queue(queue))
+            .key(match orphan.decision {
+                Decision::RequeueLast => keys.queue_last(queue),
+                _ => keys.queue(queue),
+            })
             .arg(queue)
             .arg(orphan.facts.jid.as_deref().unwrap_or_default())
             .arg(orphan.facts.class.as_deref().unwrap_or_default())
             .arg(orphan.decision.reason().map_or("", Reason::name))
             .arg(&orphan.entry[..]);
-        lock_of(&mut call, &orphan.facts);
+        lock_of(&mut call, keys, &orphan.facts);
     }
     let mut answer = Answer::to("recover", link.run(&RECOVER, &call)?)?;
     if answer.text()? != "done" {
@@ -603,11 +615,12 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
     }))
 }
 
-/// Adds the lock of sidekiq-unique-jobs that a job may hold.
-pub(crate) fn lock_of(call: &mut Call, facts: &Facts) {
+/// Adds the lock of sidekiq-unique-jobs that a job may hold. Locks are where the queues are: with an outbox, whoever
+/// delivers settles them.
+pub(crate) fn lock_of(call: &mut Call, keys: &Keys, facts: &Facts) {
     match &facts.lock {
         // Without an id it cannot hold one.
-        Some(lock) if facts.jid.is_some() => call
+        Some(lock) if facts.jid.is_some() && !keys.has_outbox() => call
             .arg(match lock.kind {
                 LockKind::UntilAndWhileExecuting => "taken",
                 LockKind::UntilExecuted => "checked",
@@ -665,11 +678,11 @@ pub fn leave(
     requeues: &[Token],
 ) -> Result<Fenced<u64>> {
     let mut call = Call::new([
-        keys.instances(),
-        keys.inflight(identity),
-        keys.info(identity),
-        keys::QUEUES.to_owned(),
-        keys.due(identity),
+        keys.instances().into_bytes(),
+        keys.inflight(identity).into_bytes(),
+        keys.info(identity).into_bytes(),
+        keys.queues(),
+        keys.due(identity).into_bytes(),
     ]);
     for index in indexes {
         call.also(index.clone());
@@ -681,7 +694,7 @@ pub fn leave(
     call.count(requeues.len());
     for token in requeues {
         call.arg(token.as_bytes())
-            .key(keys::queue(token.queue()))
+            .key(keys.queue(token.queue()))
             .arg(token.queue());
     }
     let mut answer = Answer::to("leave", link.run(&LEAVE, &call)?)?;
@@ -689,6 +702,31 @@ pub fn leave(
         return Ok(Fenced::Lost);
     }
     Ok(Fenced::Alive(answer.number()?))
+}
+
+/// Which of these commands the user may not do, each on a key, and by the number that was given with it. None before Redis
+/// 7.0, which does not tell.
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn forbidden<'a>(
+    link: &mut Link,
+    wanted: impl Iterator<Item = (&'a str, &'a str, usize)>,
+) -> Result<Vec<(String, usize)>> {
+    let mut call = Call::default();
+    for (command, key, number) in wanted {
+        call.arg(command).arg(key).count(number);
+    }
+    let mut answer = Answer::to("rights", link.run(&RIGHTS, &call)?)?;
+    let mut forbidden = Vec::new();
+    while !answer.is_empty() {
+        let (command, number) = (answer.text()?, answer.text()?);
+        let number = number
+            .parse()
+            .map_err(|_| Error::protocol("rights", "a number was expected"))?;
+        forbidden.push((command, number));
+    }
+    Ok(forbidden)
 }
 
 /// What stands in an index: how many instances (`None` where somebody has overwritten it), and of some of them the identity and the entry.
@@ -759,6 +797,9 @@ pub fn fields(link: &mut Link, keys: &Keys, identity: &str) -> Result<Fenced<Vec
 /// The error, naming the key where Redis only says that some key holds something else.
 #[must_use]
 pub fn explain(link: &mut Link, keys: &Keys, identity: &str, error: &Error) -> Error {
+    if let Some(explained) = server::explain(link, keys, error) {
+        return explained;
+    }
     if !matches!(error, Error::Refused(text) if text.contains("WRONGTYPE")) {
         return error.clone();
     }
@@ -928,7 +969,7 @@ impl Answer {
         self.values.as_slice().is_empty()
     }
 
-    fn next(&mut self) -> Result<Value> {
+    pub(crate) fn next(&mut self) -> Result<Value> {
         self.values
             .next()
             .ok_or_else(|| Error::protocol(self.call, "it is too short"))

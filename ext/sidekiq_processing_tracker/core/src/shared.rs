@@ -149,7 +149,7 @@ impl Shared {
     pub fn new(settings: Settings) -> Result<Self> {
         let pace = settings.pace();
         Ok(Self {
-            keys: Keys::new(&settings.namespace),
+            keys: settings.keys(),
             events: Events::default(),
             progress: AtomicBool::new(true),
             state: Mutex::new(State {

@@ -94,13 +94,14 @@ module Sidekiq
       def run(...)
         running = false
         sources = JobSource.all(config)
-        choice = FetchChoice.new(ProcessingTracker.fetch, sources.map(&:first))
+        places = Settings.places(ProcessingTracker.config)
+        choice = FetchChoice.new(ProcessingTracker.fetch, sources.map(&:first), places.queues)
         # In a forked child the launcher may have been its parent's.
-        @processing_tracker = Runtime.enter(Lifecycle.info(self), choice.native?) unless @processing_tracker&.here?
+        @processing_tracker = Runtime.enter(Lifecycle.info(self), choice.native?, places) unless @processing_tracker&.here?
         level, text = choice.line
         Log.write(level, text)
         Lifecycle.attach(sources, choice.native?, @processing_tracker)
-        scheduler = SchedulerChoice.new(ProcessingTracker.scheduler, poller)
+        scheduler = SchedulerChoice.new(ProcessingTracker.scheduler, poller, places.queues)
         Log.write(*scheduler.line)
         scheduler.apply(@processing_tracker.engine, config)
         @processing_tracker_fetchers = sources.map(&:first)

@@ -10,8 +10,10 @@ module Sidekiq
     class SchedulerChoice
       # @param option [Symbol] what `config.scheduler` says
       # @param poller [Sidekiq::Scheduled::Poller]
-      def initialize(option, poller)
+      # @param queues [RedisSettings, nil] where Sidekiq's queues are, if that is another Redis than the tracker's
+      def initialize(option, poller, queues = nil)
         @option = option
+        @queues = queues
         # It is made with the poller, by whatever class the app has named, and nothing gives it out.
         @enqueuer = poller.instance_variable_get(:@enq)
       end
@@ -41,7 +43,11 @@ module Sidekiq
       private
 
       def obstacles
-        @obstacles ||= [enqueuer, client, *extensions].compact
+        @obstacles ||= [elsewhere, enqueuer, client, *extensions].compact
+      end
+
+      def elsewhere
+        "redis_options leads to another Redis than Sidekiq's queues (#{@queues.server})" if @queues
       end
 
       def enqueuer

@@ -15,7 +15,8 @@ use processing_tracker_core::engine::{Engine, Recorded};
 use processing_tracker_core::events::Next;
 use processing_tracker_core::parker::Woken;
 use processing_tracker_core::registry::Requeueing;
-use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target};
+use processing_tracker_core::settings::{Fetch, Policy, Settings};
+use processing_tracker_core::target::{Address, Target};
 use processing_tracker_core::Result;
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
@@ -49,14 +50,8 @@ fn settings() -> Settings {
         interval: Duration::from_millis(200),
         ttl: Duration::from_secs(1),
         hold: Duration::from_secs(300),
-        redis: Target {
-            address: Address::Unix("/nowhere".into()),
-            db: 0,
-            username: None,
-            password: None,
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(3),
-        },
+        redis: Target::new(Address::Unix("/nowhere".into())),
+        queues: None,
         info: vec![("hostname".into(), "child".into())],
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
@@ -65,9 +60,17 @@ fn settings() -> Settings {
         exclusive: false,
     };
     for argument in std::env::args().skip(1) {
+        settings.redis.username = Some("tracker".into());
+        settings.redis.password = "of-the-tracker".into();
         let (key, value) = argument.split_once('=').expect("key=value");
         match key {
             "socket" => settings.redis.address = Address::Unix(value.into()),
+            "queues" => {
+                let mut queues = Target::new(Address::Unix(value.into()));
+                queues.username.clone_from(&settings.redis.username);
+                queues.password = settings.redis.password.clone();
+                settings.queues = Some(queues);
+            }
             "proc" => settings.proc = Some(value.into()),
             "exclusive" => settings.exclusive = value == "true",
             "namespace" => settings.namespace = value.into(),
