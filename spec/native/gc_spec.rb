@@ -39,18 +39,18 @@ RSpec.describe "a garbage collection", :gc_stress do
   RUBY
 
   def run(code)
-    EngineProcess.new(redis, code, **Engines.fast).values(within: 60)
+    EngineProcess.new(redis, code, **Engines.fast).values(within: 120)
   end
 
   it "in every allocation of every native method does no harm" do
     redis.call("SET", "key", "value")
-    redis.call("LPUSH", "queue:claimed", "größe", "größe", "größe")
+    redis.call("LPUSH", "queue:claimed", "größe", "größe")
     run(<<~RUBY)
       #{all_methods}
       GC.stress = true
-      2.times { all_methods(SETTINGS) }
+      all_methods(SETTINGS)
     RUBY
-    expect(Queues.queued(redis, queue: "queue").size).to eq(6)
+    expect(Queues.queued(redis, queue: "queue").size).to eq(3)
     expect(Queues.identities(redis, namespace: Engines::NAMESPACE)).to be_empty
   end
 
@@ -81,7 +81,7 @@ RSpec.describe "a garbage collection", :gc_stress do
 
   it "that moves every object, while threads wait and work, does no harm" do
     redis.call("SET", "key", "value")
-    redis.call("LPUSH", "queue:claimed", "größe", "größe", "größe")
+    redis.call("LPUSH", "queue:claimed", "größe", "größe")
     rounds = run(<<~RUBY).last
       #{all_methods}
       engine = start_engine

@@ -8,7 +8,6 @@ use crate::entry::Token;
 use crate::error::Error;
 use crate::failpoint;
 use crate::identity;
-use crate::keys;
 use crate::link::Link;
 use crate::parker::lock;
 use crate::recovery::{Progress, Reaper, Recovery};
@@ -40,6 +39,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
         swept_last: false,
         last_call: None,
         settling: None,
+        settle: Attempts::default(),
         watch: Watch::default(),
         refused: Vec::new(),
     });
@@ -117,6 +117,7 @@ pub(crate) struct Claims {
     last_call: Option<(Vec<Token>, Vec<Token>)>,
     /// The settlement of jobs whose threads have gone without an ack.
     settling: Option<Recovery>,
+    settle: Attempts,
     watch: Watch,
     /// Queues that nothing could be taken from, and since when. They are not looked at, since they are never empty.
     refused: Vec<(Vec<u8>, Instant)>,
@@ -127,8 +128,8 @@ pub(crate) struct Claims {
 struct Watch {
     /// For which connection, and for which one that is told, Redis has been asked to tell of changes.
     asked: Option<(u64, i64)>,
-    /// Redis does not do that on this connection.
-    refused_on: Option<u64>,
+    /// Redis does not do that, for these two.
+    refused_for: Option<(u64, i64)>,
     /// The queues that were looked at and empty, and when; as long as nothing has been told of them.
     watched: Option<(BTreeSet<Arc<[u8]>>, Instant)>,
     /// The turn that goes next was caused by a wake-up, and by nothing of this process's own.
@@ -215,7 +216,7 @@ impl Claims {
             let dropped = state.registry.settle_dropped(now);
             self.settling = (!dropped.is_empty()).then(|| Recovery::own(&identity, dropped));
         }
-        if self.settling.is_some() {
+        if self.settling.is_some() && self.settle.is_due(now) {
             return Ok(Task::Settle(identity, state.pace));
         }
         state.registry.give_back(now);
@@ -225,10 +226,11 @@ impl Claims {
             state.registry.hope();
         }
         let mut wait = (self.swept.1 + SWEEP_EVERY).saturating_duration_since(now);
-        for at in [state.registry.gives_back_at(), state.registry.settles_at()]
-            .into_iter()
-            .flatten()
-        {
+        let settles_at = match self.settling {
+            Some(_) => self.settle.at,
+            None => state.registry.settles_at(),
+        };
+        for at in [state.registry.gives_back_at(), settles_at].into_iter().flatten() {
             wait = wait.min(at.saturating_duration_since(now));
         }
         if wait.is_zero() || self.link.generation() != self.swept.0 || state.is_claims_down() {
@@ -277,7 +279,9 @@ impl Claims {
                 .map(|(_, since)| Err((*since + LOOK_EVERY).saturating_duration_since(now)));
         }
         let generation = self.link.generation();
-        let told = state.told.filter(|_| self.watch.refused_on != Some(generation));
+        let told = state
+            .told
+            .filter(|id| self.watch.refused_for != Some((generation, *id)));
         let at = match (&self.watch.watched, told) {
             (Some((watched, at)), Some(told))
                 if queues.is_subset(watched) && self.watch.asked == Some((generation, told)) =>
@@ -299,6 +303,8 @@ impl Claims {
         // What is told from here on is about this look or a later one.
         self.shared.state().alarm = false;
         let generation = self.link.generation();
+        let watched = matches!(&self.watch.watched, Some((watched, _)) if queues.is_subset(watched))
+            && told.is_some_and(|id| self.watch.asked == Some((generation, id)));
         let mut commands = redis::pipe();
         if let Some(id) = told {
             if self.watch.asked != Some((generation, id)) {
@@ -315,7 +321,7 @@ impl Claims {
         }
         commands.cmd("EXISTS");
         for queue in &queues {
-            commands.arg(keys::queue(queue));
+            commands.arg(self.shared.keys.queue(queue));
         }
         let mut answers = self.link.pipeline(&commands)?;
         let exists = answers.pop();
@@ -333,7 +339,12 @@ impl Claims {
             self.watch.woken = true;
             self.watch.watched = None;
             self.watch.poll = Duration::ZERO;
-            self.shared.state().registry.hope();
+            let mut state = self.shared.state();
+            state.registry.hope();
+            if watched && self.link.generation() == generation && !state.alarm {
+                // Redis should have told of it. The listening connection may be dead without a sign.
+                state.distrusted = told;
+            }
         } else {
             // A watch that began on another connection is none.
             self.watch.watched = Some((queues, Instant::now()));
@@ -342,14 +353,19 @@ impl Claims {
         Ok(())
     }
 
-    /// Redis does not tell of changes. That is no matter where the listening connection has just gone.
+    /// Redis does not tell of changes. That is no matter where the listening connection has just gone, perhaps without a
+    /// sign: then there is soon another.
     fn not_told(&mut self, id: i64, generation: u64, answers: &[redis::RedisResult<redis::Value>]) {
         let mut state = self.shared.state();
         if state.told == Some(id) && self.link.generation() == generation {
-            self.watch.refused_on = Some(generation);
+            self.watch.refused_for = Some((generation, id));
             state.alarm = false;
-            drop(state);
             if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
+                if error.detail().is_some_and(|detail| detail.contains("does not exist")) {
+                    state.distrusted = Some(id);
+                    return;
+                }
+                drop(state);
                 let error: Error = error.clone().into();
                 self.shared.warn_once(
                     "tracking",
@@ -391,6 +407,7 @@ impl Claims {
                 std::mem::take(&mut remarks.called).ring();
                 self.weigh_claim(remarks.asked, remarks.claimed, instances);
                 let now = Instant::now();
+                self.refused.retain(|(queue, _)| !remarks.refused.contains(queue));
                 self.refused
                     .extend(remarks.refused.iter().map(|queue| (queue.clone(), now)));
                 for queue in remarks.stuck.iter().chain(&remarks.refused) {
@@ -438,9 +455,13 @@ impl Claims {
             policy: shared.settings.policy.clone(),
         };
         match settling.step(&mut self.link, &reaper, |event| shared.events.push(event)) {
-            Ok(Progress::More) => self.settling = Some(settling),
+            Ok(Progress::More) => {
+                self.settle.succeeded();
+                self.settling = Some(settling);
+            }
             Ok(Progress::Done(report)) if report.idle => shared.lose(&reaper.by),
             Ok(Progress::Done(report)) => {
+                self.settle.succeeded();
                 if let Some(leftovers) = report.own_leftovers(&reaper.keys, &reaper.by) {
                     shared.warn_once("own jobs", leftovers);
                 }
@@ -450,17 +471,15 @@ impl Claims {
                 }
             }
             Err(error @ Error::Refused(_)) => {
-                // What Redis refuses it may refuse for ever, and turns must go on: the sweep puts these jobs back.
+                // What Redis refuses it may refuse for ever, and turns must go on meanwhile.
                 self.link.discard();
-                let mut state = shared.state();
-                if state.is(&reaper.by) {
-                    state.registry.settled(Vec::new(), Instant::now());
+                self.settling = Some(settling);
+                if self.settle.failed(pace) {
+                    shared.warn_once(
+                        "own jobs",
+                        format!("Jobs whose threads have gone can't be settled yet. They stay recorded: {error}"),
+                    );
                 }
-                drop(state);
-                shared.warn_once(
-                    "own jobs",
-                    format!("Jobs whose threads have gone can't be settled: {error}"),
-                );
             }
             Err(error) => {
                 self.settling = Some(settling);
@@ -473,7 +492,7 @@ impl Claims {
     /// The control thread cannot connect: its beat goes along here.
     fn ride(&mut self, identity: &str, pace: Pace) -> crate::Result<()> {
         let sent = Sent::now();
-        let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false)?;
+        let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false, None)?;
         self.shared.beaten(Side::Claims, identity, sent, &beat);
         Ok(())
     }
@@ -484,7 +503,8 @@ impl Claims {
             return Ok(());
         };
         failpoint::reach("before_leave");
-        let left = scripts::leave(&mut self.link, &shared.keys, identity, acks, held)?;
+        let indexes = shared.state().indexes.clone();
+        let left = scripts::leave(&mut self.link, &shared.keys, identity, &indexes, acks, held)?;
         failpoint::reach("after_leave");
         if let Fenced::Alive(jobs @ 1..) = left {
             shared.events.push(crate::events::Event::Warning(format!(

@@ -128,7 +128,7 @@ impl Crew {
     /// For how many threads there is no job yet, neither ready nor asked for.
     #[must_use]
     pub fn wanted(&self) -> usize {
-        if self.quiet {
+        if self.quiet || self.plan.queues.is_empty() {
             return 0;
         }
         self.waiting.len().saturating_sub(self.ready.len() + self.claimed)
@@ -147,12 +147,6 @@ impl Crew {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.dry && self.wanted() > 0
-    }
-
-    /// Whether the first thread of those has just come.
-    #[must_use]
-    pub fn is_first_idle(&self) -> bool {
-        self.dry && self.wanted() == 1
     }
 
     /// A thread waits.
@@ -237,17 +231,17 @@ impl Crew {
         self.surplus.map(|since| since + GRACE)
     }
 
-    /// The ready jobs that no thread has waited for in time, the newest first.
+    /// The ready jobs that no thread has waited for in time.
     pub fn give_back(&mut self, now: Instant) -> Vec<Handle> {
         if self.gives_back_at().is_none_or(|at| now < at) {
             return Vec::new();
         }
         let surplus = self.ready.split_off(self.waiting.len().min(self.ready.len()));
         self.surplus = None;
-        surplus.into_iter().rev().collect()
+        surplus.into()
     }
 
-    /// No job is claimed for it any more. Answers all ready jobs, the newest first.
+    /// No job is claimed for it any more. Answers all ready jobs.
     pub fn be_quiet(&mut self) -> Vec<Handle> {
         self.quiet = true;
         self.clear()
@@ -259,10 +253,10 @@ impl Crew {
         self.quiet
     }
 
-    /// All ready jobs, the newest first.
+    /// All ready jobs.
     pub fn clear(&mut self) -> Vec<Handle> {
         self.surplus = None;
-        self.ready.drain(..).rev().collect()
+        self.ready.drain(..).collect()
     }
 
     /// The threads that wait, to be sent away.

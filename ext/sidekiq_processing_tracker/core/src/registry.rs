@@ -30,8 +30,8 @@ struct Job {
     record: Record,
     fate: Fate,
     waiter: Option<Arc<Parker>>,
-    /// Ruby has it. A claimed job that no thread has taken yet has not begun.
-    taken: bool,
+    /// A turn of ours has taken it from its queue, not another fetcher.
+    claimed: bool,
 }
 
 /// How a job stands in Redis.
@@ -180,7 +180,7 @@ impl Registry {
                 record: Record::Waiting,
                 fate: Fate::Running,
                 waiter: None,
-                taken: true,
+                claimed: false,
             },
         );
         self.waiting.insert(self.next);
@@ -208,8 +208,7 @@ impl Registry {
     /// Takes a job that was claimed for this crew.
     pub fn take(&mut self, crew: usize, now: Instant) -> Option<Taken> {
         let handle = self.crews.get_mut(crew)?.take(now)?;
-        let job = self.jobs.get_mut(&handle)?;
-        job.taken = true;
+        let job = self.jobs.get(&handle)?;
         Some(Taken {
             handle,
             queue: job.queue.clone(),
@@ -269,7 +268,9 @@ impl Registry {
         self.crews.iter().filter_map(Crew::gives_back_at).min()
     }
 
-    fn put_ready_back(&mut self, handles: Vec<Handle>) {
+    /// The newest first: each goes to the end that Sidekiq takes from.
+    fn put_ready_back(&mut self, mut handles: Vec<Handle>) {
+        handles.sort_unstable_by_key(|handle| std::cmp::Reverse(*handle));
         for handle in handles {
             if let Some(Job {
                 record: Record::Kept(token),
@@ -290,6 +291,12 @@ impl Registry {
     /// The crews whose threads wait for something to come into empty queues.
     pub fn idle_crews(&self) -> impl Iterator<Item = &Crew> {
         self.crews.iter().filter(|crew| crew.is_idle())
+    }
+
+    /// Whether this crew is one of those.
+    #[must_use]
+    pub fn is_idle_crew(&self, crew: usize) -> bool {
+        self.crews.get(crew).is_some_and(Crew::is_idle)
     }
 
     /// There may be jobs in queues that were found empty.
@@ -573,7 +580,9 @@ impl Registry {
     }
 
     /// What was claimed. A crew that got less than it asked for knows that its queues are empty, unless the answer was cut.
-    fn claimed(&mut self, claims: &[usize], records: usize, claimed: Vec<(Token, Vec<u8>)>, now: Instant) -> Calls {
+    fn claimed(&mut self, claims: &[usize], records: usize, mut claimed: Vec<(Token, Vec<u8>)>, now: Instant) -> Calls {
+        // A repeated turn answers in any order.
+        claimed.sort_by_key(|(token, _)| token.order());
         for number in claims {
             self.crews[*number].claimed -= 1;
         }
@@ -594,7 +603,7 @@ impl Registry {
                 record: Record::Kept(token),
                 fate: Fate::Running,
                 waiter: None,
-                taken: false,
+                claimed: true,
             };
             self.jobs.insert(self.next, job);
             match place.and_then(|place| claims.get(place)) {
@@ -606,7 +615,7 @@ impl Registry {
             }
         }
         self.largest -= self.largest / 64;
-        self.put_ready_back(back.into_iter().rev().collect());
+        self.put_ready_back(back);
         let mut calls = Vec::new();
         for (crew, missing) in self.crews.iter_mut().zip(missing) {
             crew.dry |= missing > 0 && bytes < BATCH_BYTES;
@@ -772,7 +781,8 @@ impl Registry {
     }
 
     /// Compares what Redis has with what this process holds; only while no turn is outstanding, whose tokens would look
-    /// like nobody's. A record that nobody holds goes back to its queue, a missing one is made again.
+    /// like nobody's. A record that nobody holds goes back to its queue. A missing one is made again, but not that of a
+    /// claimed job: it was lost together with the claim, so that job lies in its queue again.
     pub fn sweep(&mut self, fields: Vec<Vec<u8>>) {
         if self.outstanding.is_some() {
             return;
@@ -786,7 +796,7 @@ impl Registry {
         let mut missing = Vec::new();
         for (handle, job) in &self.jobs {
             if let Record::Kept(token) = &job.record {
-                if !found.contains(token) {
+                if !job.claimed && !found.contains(token) {
                     missing.push(*handle);
                 }
                 held.insert(token);

@@ -54,10 +54,14 @@ pub(crate) struct State {
     pub claims_until: Option<Instant>,
     /// The id of the connection that is told of changes in queues, while there is one.
     pub told: Option<i64>,
+    /// The same, of one that should have been told and was not.
+    pub distrusted: Option<i64>,
     /// It was told of one.
     pub alarm: bool,
     /// How many instances there are, as far as this one knows.
     pub instances: u64,
+    /// The indexes in which the registered instance stands.
+    pub indexes: Vec<Vec<u8>>,
     pub phase: Phase,
     pub left_cleanly: bool,
     /// What was lost with the identity before, to be told with the next one.
@@ -150,7 +154,7 @@ impl Shared {
     pub fn new(settings: Settings) -> Result<Self> {
         let pace = settings.pace();
         Ok(Self {
-            keys: Keys::new(&settings.namespace),
+            keys: settings.keys(),
             events: Events::default(),
             progress: AtomicBool::new(true),
             state: Mutex::new(State {
@@ -167,8 +171,10 @@ impl Shared {
                 claims_idle: false,
                 claims_until: None,
                 told: None,
+                distrusted: None,
                 alarm: false,
                 instances: 1,
+                indexes: Vec::new(),
                 phase: Phase::Running,
                 left_cleanly: false,
                 lost: None,
@@ -189,8 +195,9 @@ impl Shared {
     }
 
     /// An instance is registered: the first one, or the next one after a lost lease.
-    pub fn registered(&self, identity: String, pace: Pace, sent: Sent) {
+    pub fn registered(&self, identity: String, indexes: Vec<Vec<u8>>, pace: Pace, sent: Sent) {
         let mut state = self.state();
+        state.indexes = indexes;
         state.identity = identity;
         state.registered = true;
         state.pace = pace;

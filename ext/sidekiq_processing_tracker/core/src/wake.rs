@@ -6,7 +6,7 @@
 use crate::claims;
 use crate::control::Attempts;
 use crate::error::{Error, Result};
-use crate::link;
+use crate::server;
 use crate::shared::{Phase, Shared};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,8 +64,8 @@ fn wait_for_need(shared: &Shared, attempts: &Attempts) -> bool {
 
 fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
     let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
-    let mut connection =
-        link::open(&shared.settings.redis, timeout).map_err(|error| error.at(&shared.settings.redis))?;
+    let target = &shared.settings.redis;
+    let server::Opened { mut connection, visit } = server::open(target, timeout).map_err(|error| error.at(target))?;
     let id: i64 = redis::cmd("CLIENT").arg("ID").query(&mut connection)?;
     let mut messages = connection.as_pubsub();
     messages.subscribe(CHANNEL)?;
@@ -81,7 +81,10 @@ fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
             Err(error) if error.is_timeout() => {}
             Err(error) => return Err(error.into()),
         }
-        if matches!(shared.state().phase, Phase::Left | Phase::Stopped) {
+        // Another link has found another server: that one is to tell.
+        let state = shared.state();
+        let is_over = matches!(state.phase, Phase::Left | Phase::Stopped) || state.distrusted == Some(id);
+        if is_over || !target.rendezvous.is_current(visit) {
             return Ok(());
         }
     }

@@ -19,9 +19,10 @@ use processing_tracker_core::registry::{Handle, Requeueing};
 use redis::Commands;
 use support::lua;
 use support::process::{Instance, Options};
-use support::proxy::{Action, At, Counts, End, Faults, OnConnect, Plan, Proxy, Request, When};
+use support::proxy::{Action, At, End, Faults, OnConnect, Plan, Proxy, Request, When};
 use support::redis_server::RedisServer;
 use support::rng::{seed, Rng};
+use support::storm::{assert_all_kinds, faults, seconds, CutOff};
 use support::tracker::{
     assert_at_rest, forgetful, in_flight, is_lease_lost, is_recovered, job, journal, queue, recover_all, settings,
     stat, Tracker, SOON,
@@ -437,91 +438,11 @@ fn process_works(
     Some(())
 }
 
-fn seconds(default: u64) -> Duration {
-    Duration::from_secs(std::env::var("FAULT_SECONDS").map_or(default, |text| text.parse().unwrap()))
-}
-
-/// Many cuts, few of which cost a client its timeout.
-fn faults(seed: u64) -> Faults {
-    Faults {
-        refuse: 0.05,
-        mute: 0.002,
-        cut_request: 0.05,
-        cut_reply: 0.05,
-        delay: 0.02,
-        delay_reply: 0.02,
-        stall: 0.0005,
-        stall_reply: 0.0005,
-        postpone: 0.02,
-        copy: 0.04,
-        close_later: 0.005,
-        max_delay: Duration::from_millis(10),
-        max_late: Duration::from_millis(1500),
-        may_copy: lua::may_repeat,
-        ..Faults::none(seed)
-    }
-}
-
-/// The random faults, and now and then one engine that is cut off for longer than its lease.
-struct CutOff {
-    faults: Faults,
-    start: Instant,
-}
-
-impl CutOff {
-    /// Whose calls do not get through at the moment: nobody's for a second, then one engine's for two leases.
-    fn victim(&self) -> Option<String> {
-        let at = self.start.elapsed().as_millis();
-        (at % 3000 >= 1000).then(|| format!("engine{}:", at / 3000 % 3))
-    }
-}
-
-impl Plan for CutOff {
-    fn connect(&mut self, connection: u64) -> OnConnect {
-        self.faults.connect(connection)
-    }
-
-    fn request(&mut self, request: &Request) -> Action {
-        // Others may recover it meanwhile.
-        let recovery = [&lua::REAP, &lua::PEEK, &lua::RECOVER];
-        match self.victim() {
-            Some(victim)
-                if request.contains(&victim) && !recovery.iter().any(|script| lua::is_call(request, script)) =>
-            {
-                // Some of what it sends still arrives when the cut is over.
-                if request.total.is_multiple_of(8) && lua::may_repeat(request) {
-                    Action::postpone(When::After(Duration::from_millis(2000)))
-                } else {
-                    Action::drop_request()
-                }
-            }
-            _ => self.faults.request(request),
-        }
-    }
-}
-
-fn assert_all_kinds(seed: u64, counts: &Counts) {
-    for fault in [
-        "refused",
-        "cut_request",
-        "cut_reply",
-        "delayed",
-        "delayed_reply",
-        "postponed",
-        "copied",
-    ] {
-        assert!(counts.of(fault) > 0, "seed {seed}: no {fault} in {counts}");
-    }
-}
-
 #[test]
 fn nothing_is_lost_under_random_cuts_and_doubled_only_what_may_be() {
     let seed = seed();
     let server = RedisServer::start();
-    let plan = CutOff {
-        faults: faults(seed),
-        start: Instant::now(),
-    };
+    let plan = CutOff::new(seed, (0..3).map(|number| format!("engine{number}:")).collect());
     let proxy = Proxy::start(server.socket_path(), plan);
     let world = World {
         deadline: Instant::now() + seconds(12),
