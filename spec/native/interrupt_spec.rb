@@ -60,7 +60,7 @@ RSpec.describe "an interrupt in a native call" do
         redis.pause
         interrupt.call(-> { engine.mark("PaymentJob", 60_000) })
         redis.resume
-        eventually("the mark") { redis.call("HGET", "#{Engines::NAMESPACE}:info:#{engine.identity}", "marked:PaymentJob") == "1" }
+        expect(eventually("the mark") { redis.call("HGET", "#{Engines::NAMESPACE}:info:#{engine.identity}", "marked:PaymentJob") }).to eq("1")
       end
 
       it "ends Engine#next_event, and the next event is there for the next call" do

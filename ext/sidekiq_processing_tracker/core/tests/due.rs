@@ -180,6 +180,9 @@ fn once(script: &'static redis::Script, nth: usize, action: fn() -> Action) -> i
     }
 }
 
+/// What a test does to a call.
+type Fault = (&'static str, fn() -> Action);
+
 #[test]
 fn redis_may_be_cut_off_at_every_step() {
     let scripts: [(&str, &'static redis::Script); 3] = [
@@ -187,7 +190,7 @@ fn redis_may_be_cut_off_at_every_step() {
         ("settle", &lua::SETTLE_DUE),
         ("return", &lua::RETURN_DUE),
     ];
-    let actions: [(&str, fn() -> Action); 6] = [
+    let actions: [Fault; 6] = [
         ("request lost", Action::drop_request),
         ("request cut", || Action::cut_request(At::Share(0.5), End::Close)),
         ("reply lost", Action::drop_reply),

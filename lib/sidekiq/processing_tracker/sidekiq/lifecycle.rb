@@ -102,7 +102,8 @@ module Sidekiq
         Log.write(level, text)
         Lifecycle.attach(sources, choice.native?, @processing_tracker)
         scheduler = SchedulerChoice.new(ProcessingTracker.scheduler, poller, places.queues)
-        Log.write(*scheduler.line)
+        level, text = scheduler.line
+        Log.write(level, text)
         scheduler.apply(@processing_tracker.engine, config)
         @processing_tracker_fetchers = sources.map(&:first)
         Lifecycle.chains(config).each { |chain| choice.native? ? Middleware.absent(chain) : Middleware.outermost(chain) }
