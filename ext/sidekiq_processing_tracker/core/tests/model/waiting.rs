@@ -52,6 +52,8 @@ pub struct Config {
     pub others: u8,
     /// Waits that end for another reason, and threads that take longer to come than the grace lasts.
     pub timeouts: u8,
+    /// Threads that die while they wait.
+    pub deaths: u8,
     /// Calls that break the claims connection.
     pub breaks: u8,
     /// Times that the listening connection breaks.
@@ -70,6 +72,7 @@ impl Config {
         pushes: 2,
         others: 0,
         timeouts: 0,
+        deaths: 0,
         breaks: 0,
         deaf: 0,
         hasty: false,
@@ -194,6 +197,7 @@ pub struct State {
     pushes: u8,
     others: u8,
     timeouts: u8,
+    deaths: u8,
     breaks: u8,
     deaf: u8,
 }
@@ -231,6 +235,8 @@ pub enum Action {
     Finish(usize, usize),
     /// A thread's wait ends for another reason.
     Leave(usize, usize),
+    /// A thread dies while it waits.
+    Die(usize, usize),
     /// The claims connection breaks under a call.
     Break,
     /// The listening connection breaks.
@@ -436,6 +442,7 @@ impl Protocol for Waiting {
             pushes: self.config.pushes,
             others: self.config.others,
             timeouts: self.config.timeouts,
+            deaths: self.config.deaths,
             breaks: self.config.breaks,
             deaf: self.config.deaf,
         }
@@ -486,6 +493,9 @@ impl Protocol for Waiting {
                     Thread::Busy => into.push(Action::Finish(crew, thread)),
                     Thread::Waits if state.timeouts > 0 => into.push(Action::Leave(crew, thread)),
                     _ => {}
+                }
+                if state.deaths > 0 && *is == Thread::Waits {
+                    into.push(Action::Die(crew, thread));
                 }
             }
         }
@@ -551,6 +561,11 @@ impl Protocol for Waiting {
                 if !self.is(Mutation::NoChain) {
                     state.crews[crew].wake();
                 }
+            }
+            Action::Die(crew, thread) => {
+                state.deaths -= 1;
+                state.crews[crew].threads[thread] = Thread::None;
+                state.crews[crew].wake();
             }
             Action::See => self.see(state),
             Action::SendLook => {
@@ -679,7 +694,7 @@ impl Protocol for Waiting {
             state.timeouts,
             state.breaks,
             state.deaf,
-            0,
+            state.deaths,
         ]));
         mix.finish()
     }

@@ -28,14 +28,20 @@ fn no_push_is_missed() {
 #[test]
 fn whoever_waits_and_goes() {
     holds("2 pushes, a wait ends", Config { timeouts: 1, ..CALM }, 10_000);
+    let dies = Config {
+        pushes: 1,
+        deaths: 1,
+        ..CALM
+    };
+    holds("a push, a thread dies", dies, 10_000);
     let one_crew = Config {
         threads: [3, 0],
         queues: [0b01, 0],
-        pushes: 3,
+        pushes: 2,
         timeouts: 1,
         ..CALM
     };
-    holds("3 threads, 3 pushes, a wait ends", one_crew, 10_000);
+    holds("3 threads, 2 pushes, a wait ends", one_crew, 10_000);
 }
 
 #[test]
@@ -103,5 +109,5 @@ fn mistakes_are_found() {
     let ready = "at rest no job is ready beside a thread that waits";
     breaks(Mutation::NoChain, CALM, ready);
     let hoarded = "at rest nothing is hoarded";
-    breaks(Mutation::NoGiveBack, Config { timeouts: 1, ..CALM }, hoarded);
+    breaks(Mutation::NoGiveBack, Config { deaths: 1, ..CALM }, hoarded);
 }
