@@ -883,7 +883,7 @@ fn a_right_that_goes_missing_is_named_and_no_lease_is_lost_for_it() {
     assert!(error.contains("zadd on sidekiq_processing:*"), "{error}");
     let text = examine(&settings).unwrap_err().to_string();
     assert!(
-        text.contains("zadd on sidekiq_processing:*; zadd on dead; zadd on uniquejobs:*"),
+        text.contains("zadd on sidekiq_processing:*; zadd on dead; zadd on schedule"),
         "{text}"
     );
     acl("+zadd");
