@@ -40,6 +40,9 @@ module Bench
     # @return [Boolean] whether it is only to be seen that everything runs
     def quick? = @quick
 
+    # @return [Boolean] whether there are other scenarios, whose figures of an earlier run are to stay
+    def partial? = @scenarios != @known
+
     # @param usual [Array<Symbol>] those of the scenario
     # @return [Array<Contender>] those that can run, of those that were asked for
     def contenders(usual = @contenders)
@@ -73,7 +76,7 @@ module Bench
     def parser
       OptionParser.new do |options|
         options.banner = "Usage: bench/#{@name} [options]"
-        options.on("--scenarios LIST", Array, "of: #{@known.join(",")}") { |list| @scenarios = among(@known, list) }
+        options.on("--scenarios LIST", Array, "of: #{@known.join(",")}; the others keep their figures") { |list| @scenarios = among(@known, list) }
         options.on("--contenders LIST", Array, "of: #{Contender::ALL.keys.join(",")}") do |list|
           @contenders = among(Contender::ALL.keys.map(&:to_s), list).map(&:to_sym)
           @chosen = true

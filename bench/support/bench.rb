@@ -48,6 +48,7 @@ module Bench
     yield arguments, results, progress
     progress.clear
     View.for(results).print
+    results.complete(arguments.out) if arguments.partial?
     puts "", "Written: #{results.write(arguments.out).join(", ")}"
   rescue Interrupt
     abort "\ninterrupted"

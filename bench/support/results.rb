@@ -67,6 +67,15 @@ module Bench
       end
     end
 
+    # Takes over the figures of scenarios that were not measured this time, from the file of an earlier run.
+    #
+    # @param folder [String]
+    # @return [void]
+    def complete(folder)
+      json = File.join(folder, "#{name}.json")
+      @rounds = Results.read(json).rounds.merge(@rounds) if File.exist?(json)
+    end
+
     # @param folder [String]
     # @return [Array<String>] the files
     def write(folder)
@@ -88,6 +97,10 @@ module Bench
         end
       }
     end
+
+    # @return [Hash{String => Hash}] of each scenario, by its title
+    attr_reader :rounds
+    protected :rounds
 
     # @return [Hash{Symbol => Object}] what the figures depend on
     def self.environment

@@ -59,6 +59,12 @@ module Bench
         value("seconds", :seconds, digits: 2), value("jobs/s", :rate), value("Redis CPU, s", :redis_cpu, digits: 2),
         value("RSS growth, MB", :growth, digits: 1)
       ],
+      "scheduler" => [
+        value("jobs/s", :rate), ratio("to stock", :rate),
+        value("Redis CPU, µs/job", :redis_cpu, digits: 1, factor: 1e6), ratio("to stock", :redis_cpu),
+        plain("requests/job", :requests, digits: 3), plain("commands/job", :commands, digits: 2),
+        value("process CPU, µs/job", :process_cpu, digits: 1, factor: 1e6)
+      ],
       "chaos" => [
         plain("jobs", :jobs), plain("kill -9", :kills), plain("TERM", :terms), plain("SIGSTOP", :stops), plain("Redis troubles", :troubles),
         plain("lost", :lost), plain("poison pills", :pills), plain("in flight at kills", :orphans_killed),

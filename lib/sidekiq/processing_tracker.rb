@@ -7,6 +7,7 @@ require_relative "processing_tracker/loader"
 require_relative "processing_tracker/configuration"
 require_relative "processing_tracker/log"
 require_relative "processing_tracker/settings"
+require_relative "processing_tracker/passwords"
 require_relative "processing_tracker/value"
 require_relative "processing_tracker/event"
 require_relative "processing_tracker/instance"
@@ -18,6 +19,10 @@ require_relative "processing_tracker/unique_lock"
 require_relative "processing_tracker/runtime"
 require_relative "processing_tracker/worker"
 require_relative "processing_tracker/sidekiq/redis_settings"
+require_relative "processing_tracker/sidekiq/redis_secret"
+require_relative "processing_tracker/sidekiq/redis_tls"
+require_relative "processing_tracker/sidekiq/redis_options"
+require_relative "processing_tracker/sidekiq/sidekiqs_redis"
 require_relative "processing_tracker/sidekiq/dead_set_limits"
 require_relative "processing_tracker/sidekiq/unit_of_work"
 require_relative "processing_tracker/sidekiq/claimed_job"
@@ -26,6 +31,10 @@ require_relative "processing_tracker/sidekiq/fetch"
 require_relative "processing_tracker/sidekiq/native_fetch"
 require_relative "processing_tracker/sidekiq/throttled_fetch"
 require_relative "processing_tracker/sidekiq/fetch_choice"
+require_relative "processing_tracker/sidekiq/stock"
+require_relative "processing_tracker/sidekiq/due_client"
+require_relative "processing_tracker/sidekiq/scheduler"
+require_relative "processing_tracker/sidekiq/scheduler_choice"
 require_relative "processing_tracker/sidekiq/processor"
 require_relative "processing_tracker/sidekiq/mark"
 require_relative "processing_tracker/sidekiq/middleware"
@@ -114,6 +123,18 @@ module Sidekiq
       # @raise [ConfigurationError] when the value cannot be used
       def fetch = config.fetch
 
+      # Who moves due jobs into their queues.
+      #
+      # @return [Symbol] :auto or :sidekiq
+      # @raise [ConfigurationError] when the value cannot be used
+      def scheduler = config.scheduler
+
+      # Whether no two processes ever live under one instance_id.
+      #
+      # @return [Boolean]
+      # @raise [ConfigurationError] when the value cannot be used
+      def exclusive_instance_id = config.exclusive_instance_id
+
       # How the native fetch waits for work.
       #
       # @return [Boolean] true: it looks from time to time; false: Redis tells it
@@ -176,11 +197,16 @@ module Sidekiq
       # @raise [ConfigurationError] when a setting cannot be used
       # @raise [ConnectionError] when Redis cannot be reached
       def reenqueue_orphans!
-        result = Native.reenqueue_orphans(Settings.build(config))
+        passwords = Passwords.new
+        settings = Settings.build(config, places: Settings.places(config), passwords: passwords)
+        passwords.start
+        result = Native.reenqueue_orphans(settings)
         counts = result.except("events").transform_keys(&:to_sym)
         result.fetch("events").each { |event| Events.report(event) }
         Log.write(:info, "reenqueue_orphans!: #{counts.map { |outcome, count| "#{outcome}=#{count}" }.join(" ")}")
         counts
+      ensure
+        passwords&.stop
       end
 
       # Has a block called with each event of some kinds, in the process that recovered the job (of a lost lease, in the

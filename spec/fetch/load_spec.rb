@@ -77,7 +77,9 @@ RSpec.describe "the native fetch" do
 
     it "asks for nothing beyond its beats and a look every five seconds" do |example|
       seconds = 12
-      worker = SidekiqProcess.new(redis, concurrency: 10, queues: %w[default other], interval: 5, ttl: 30).up
+      # Who looks for due jobs does so when Sidekiq's poller says.
+      env = {"PROCESSING_SCHEDULER" => "sidekiq"}
+      worker = SidekiqProcess.new(redis, concurrency: 10, queues: %w[default other], interval: 5, ttl: 30, env: env).up
       quick = Queues.push(redis, Queues.marked("QuickJob"))
       eventually("a job") { Queues.notes(redis, "done").map(&:first) == [Queues.jid(quick)] }
       let_pass(1)

@@ -1,7 +1,7 @@
 # frozen_string_literal: true
 
 # From which queue the next job comes: as Sidekiq's own fetch draws it, for each job anew.
-RSpec.describe "the order of the queues" do
+RSpec.describe "the order of the queues", if: Sidekiq.respond_to?(:configure_embed) do
   let(:redis) { RedisServer.new }
 
   # An embedded Sidekiq whose jobs note their queues in memory; after so many it tells them all, and stops.

@@ -228,7 +228,7 @@ RSpec.describe "a job that its living process has dropped" do
       redis.call("SET", "calm", 1)
       eventually("the end of all jobs", within: 60) { (numbers - redis.call("LRANGE", "done", 0, -1).map(&:to_i)).empty? }
       eventually("the acks", within: 60) { Queues.everywhere(redis).empty? }
-      raised = redis.call("LRANGE", "raised", 0, -1).first
+      raised = eventually("the last of it") { redis.call("LRANGE", "raised", 0, -1).first }
       requeued = Queues.journal(redis).size
       runs = redis.call("LLEN", "done")
       example.reporter.message("  #{raised} times Sidekiq::Shutdown: #{requeued} jobs dropped and put back, #{runs} of #{numbers.size} runs to their ends")

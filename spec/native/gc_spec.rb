@@ -25,18 +25,12 @@ RSpec.describe "a garbage collection", :gc_stress do
       raise "an event from nowhere: \#{event}" if event
 
       crew = engine.add_crew([+"claimed", +"claimed"], false)
-      # A claimed job that nobody takes at once goes back to its queue, and a collection in each allocation takes longer.
-      handle, stress, GC.stress = nil, GC.stress, false
-      until handle
-        raise "not woken" unless engine.wait_for_work(crew, 10_000)
-        handle, queue, payload = engine.take(crew, nil)
-      end
-      GC.stress = stress
+      handle, queue, payload = engine.next_job(crew, 10_000, nil)
       raise "another job" unless [queue, payload, payload.encoding] == ["claimed", "größe", Encoding::UTF_8]
       raise "not marked" unless engine.mark(+"Größe", 10_000)
       engine.ack(handle)
       engine.quiet(crew, true)
-      raise "work for nobody" unless engine.wait_for_work(crew, 10_000).nil? && engine.take(crew, Encoding::BINARY).nil?
+      raise "work for nobody" unless engine.next_job(crew, 10_000, Encoding::BINARY) == false
       raise "another key" unless Native.namespaced_key(+"name", +"key") == "name:key"
       raise "no value" unless Native.read_key(settings[:redis], +"key", 1_000) == "value"
       raise "not counted" unless Native.reenqueue_orphans(settings).key?("requeued")
@@ -45,18 +39,18 @@ RSpec.describe "a garbage collection", :gc_stress do
   RUBY
 
   def run(code)
-    EngineProcess.new(redis, code, **Engines.fast).values(within: 60)
+    EngineProcess.new(redis, code, **Engines.fast).values(within: 120)
   end
 
   it "in every allocation of every native method does no harm" do
     redis.call("SET", "key", "value")
-    redis.call("LPUSH", "queue:claimed", "größe", "größe", "größe")
+    redis.call("LPUSH", "queue:claimed", "größe", "größe")
     run(<<~RUBY)
       #{all_methods}
       GC.stress = true
-      2.times { all_methods(SETTINGS) }
+      all_methods(SETTINGS)
     RUBY
-    expect(Queues.queued(redis, queue: "queue").size).to eq(6)
+    expect(Queues.queued(redis, queue: "queue").size).to eq(3)
     expect(Queues.identities(redis, namespace: Engines::NAMESPACE)).to be_empty
   end
 
@@ -87,7 +81,7 @@ RSpec.describe "a garbage collection", :gc_stress do
 
   it "that moves every object, while threads wait and work, does no harm" do
     redis.call("SET", "key", "value")
-    redis.call("LPUSH", "queue:claimed", "größe", "größe", "größe")
+    redis.call("LPUSH", "queue:claimed", "größe", "größe")
     rounds = run(<<~RUBY).last
       #{all_methods}
       engine = start_engine

@@ -44,6 +44,25 @@ RSpec.describe "an interrupt in a native call" do
         expect(Queues.queued(redis)).to contain_exactly("one", "two")
       end
 
+      it "ends Engine#wait_for_work, and the next job is there for the next call" do
+        crew = engine.add_crew(["claimed"], true)
+        interrupt.call(-> { engine.wait_for_work(crew, 60_000) })
+        redis.call("LPUSH", "queue:claimed", "job")
+        handle, _, payload = eventually("the job") { engine.wait_for_work(crew, 1_000) && engine.take(crew, nil) }
+        expect(payload).to eq("job")
+        engine.ack(handle)
+        at_rest(engine)
+        expect(Queues.queued(redis, queue: "claimed")).to be_empty
+      end
+
+      it "ends Engine#mark, and Redis is told all the same" do
+        engine
+        redis.pause
+        interrupt.call(-> { engine.mark("PaymentJob", 60_000) })
+        redis.resume
+        expect(eventually("the mark") { redis.call("HGET", "#{Engines::NAMESPACE}:info:#{engine.identity}", "marked:PaymentJob") }).to eq("1")
+      end
+
       it "ends Engine#next_event, and the next event is there for the next call" do
         interrupt.call(-> { engine.next_event(60_000) })
         redis.call("SET", "queue:odd", "no list")

@@ -118,7 +118,7 @@ RSpec.describe "a Redis that begins to refuse" do
   with_each_fetch do
     it "every write, since it is a replica now" do
       first = tracked_job
-      outage(/READONLY/, "READONLY",
+      outage(/this server (is|has become) a replica/, "READONLY",
         ruins: -> { redis.call("REPLICAOF", "127.0.0.1", 1) }, mends: -> { redis.call("REPLICAOF", "NO", "ONE") }) do
         # Sidekiq cannot fetch either. What runs, runs on.
         gate.open

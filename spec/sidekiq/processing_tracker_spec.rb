@@ -134,7 +134,7 @@ RSpec.describe Sidekiq::ProcessingTracker do
         pools = changes.map do |change|
           tracker.config.redis_options = change.call
           tracker.redis_sync { |conn| conn.incr("a") }
-          tracker.send(:redis_pool).object_id
+          tracker.send(:redis_pool, tracker.redis_options).object_id
         end
         p pools.map { |pool| pools.index(pool) }
       RUBY

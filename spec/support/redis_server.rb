@@ -13,23 +13,30 @@ class RedisServer
   attr_reader :socket
   # @return [Integer, nil]
   attr_reader :port
+  # @return [Integer, nil] where it speaks TLS
+  attr_reader :tls_port
   # @return [OwnProcess]
   attr_reader :process
 
   # @param tcp [Boolean] listen on a port of 127.0.0.1 instead of a socket
+  # @param tls [Hash{Symbol => String}, nil] see {Certificates#directives}: also listen on a port on which it speaks TLS
+  # @param sentinel [Hash{String => String}, nil] directives of a sentinel, without that word: then it is one
   # @param env [Hash{String => String}] of the server process, for example for libfaketime
   # @param options [Hash] further directives of redis.conf, like appendonly: "yes"
-  def initialize(tcp: false, env: {}, **options)
+  def initialize(tcp: false, tls: nil, sentinel: nil, env: {}, **options)
     @folder = Scratch.folder
     tcp ? @port = free_port : @socket = File.join(@folder, "redis.sock")
+    options = {"tls-port": @tls_port = free_port, **tls, **options} if tls
     @env = env
+    @sentinel = sentinel
     @options = {:save => "", :appendonly => "no", "appendfsync" => "always", :loglevel => "warning"}.merge(options)
     start
   end
 
   # @return [self]
   def start
-    @process = OwnProcess.new(COMMAND, *arguments, log: File.join(@folder, "redis.log"), env: @env, chdir: @folder)
+    command = @sentinel ? [COMMAND, sentinel_file, "--sentinel"] : [COMMAND, *arguments]
+    @process = OwnProcess.new(*command, log: File.join(@folder, "redis.log"), env: @env, chdir: @folder)
     eventually_up
     self
   end
@@ -110,6 +117,15 @@ class RedisServer
   def arguments
     place = socket ? {port: 0, unixsocket: socket} : {port: port, bind: "127.0.0.1"}
     place.merge(dir: @folder, daemonize: "no").merge(@options).flat_map { |name, value| ["--#{name}", value.to_s] }
+  end
+
+  # A sentinel writes down what it learns, so it wants a file.
+  def sentinel_file
+    file = File.join(@folder, "sentinel.conf")
+    lines = {port: port, bind: "127.0.0.1", dir: @folder, requirepass: @options[:requirepass]}.compact.map { |name, value| "#{name} #{value}" }
+    # The master comes before what is said of it.
+    File.write(file, [*lines, *@sentinel.map { |name, value| "sentinel #{name} #{value}" }].join("\n")) unless File.exist?(file)
+    file
   end
 
   def free_port

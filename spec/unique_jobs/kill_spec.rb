@@ -197,8 +197,10 @@ sets.each do |bundle, versions|
 
         expect(app.held).to eq(held), "#{outcome}, #{reason}"
       end
-      # Of a poison pill Sidekiq's death handlers are told, and that gem's own removes the whole lock, as of every job that dies.
-      eventually("its death handler") { app.held.empty? }
+      # Of a poison pill Sidekiq's death handlers are told, and that gem's own removes the whole lock, as of every job that dies. The
+      # 9 alpha leaves the runtime lock, which another holds.
+      others_still = (bundle == :unique_jobs_9) ? held.select { |digest, _| digest.end_with?(":RUN") } : {}
+      eventually("its death handler") { (app.held.to_a - others_still.to_a).empty? }
       free = some.select { |one| one.limit == 1 }
       push(free, :late)
       expect(free.map { |one| jids[one][:late] }).to all(be_a(String))

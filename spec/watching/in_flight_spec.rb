@@ -53,7 +53,8 @@ RSpec.describe "in_flight" do
     expect(tracker.in_flight.map(&:jid).to_a).to match_array(payloads.map { |payload| Queues.jid(payload) })
     calls = redis.call("INFO", "commandstats")[/cmdstat_hscan:calls=(\d+)/, 1].to_i - before
     example.reporter.message("  60 jobs of 1 MB in #{calls} pages")
-    expect(calls).to be > 15
+    # Valkey gives some 8 at a time: a bucket of its tables has that many.
+    expect(calls).to be > 5
   end
 
   it "tells each job's id, class, queue and owner, and the moment" do

@@ -91,9 +91,9 @@ module Bench
       # @return [Float] seconds of the longest time that it stood still
       def longest_stop = @stops.map(&:last).max || 0.0
 
-      # @return [Boolean] whether Sidekiq has raised an error instead of stopping, and ended without waiting for anything. It does so
-      #   when its poller has met a Redis that was away at the wrong moment, long before.
-      def failed_stop? = log.include?("goes on: Sidekiq has failed to stop")
+      # @return [Boolean] whether Sidekiq has raised an error instead of becoming quiet or stopping, and ended without waiting for
+      #   anything. It does so when its poller has met a Redis that was away at the wrong moment, long before.
+      def failed_stop? = ended? && !killed? && status.exitstatus == 1 && log.lines.last(3).join.include?("safe_thread")
 
       # @return [String] its log
       def log = @worker.process.output

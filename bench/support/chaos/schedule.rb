@@ -23,8 +23,8 @@ module Bench
       PROCESS = %i[kill term quiet stop stop_long].freeze
       # Those after which a full queue tells the most.
       STORMY = %i[kill term redis_kill redis_restart redis_stall cut].freeze
-      # Seconds between two events: at least, and what comes on top on average.
-      GAP = [0.2, 1.3].freeze
+      # Seconds between two events, at least; the gaps beyond that are as long as they are on average.
+      LEAST_GAP = 0.2
       # Seconds between two batches of the steady stream, and how many jobs one has.
       STREAM = [0.25, 8..40].freeze
       # How many jobs a storm has, and how many seconds before its event it comes.
@@ -39,11 +39,13 @@ module Bench
       # @param kills [Integer] how many there are to be
       # @param slots [Integer] how many processes there are
       # @param ttl [Numeric] seconds of a lease: a long stop is longer
+      # @param gap [Numeric] seconds from one event to the next, on average
       # @param scale [Numeric] what the numbers of jobs are multiplied by
-      def initialize(seed, kills:, slots:, ttl:, scale: 1)
+      def initialize(seed, kills:, slots:, ttl:, gap: 1.5, scale: 1)
         @dice = Random.new(seed)
         @slots = slots
         @ttl = ttl
+        @gap = gap
         @scale = scale
         @events = draw_events(kills)
         @batches = draw_batches
@@ -80,7 +82,7 @@ module Bench
       end
 
       # As events come that know nothing of each other.
-      def pause = GAP.first - GAP.last * Math.log(1 - @dice.rand)
+      def pause = LEAST_GAP - (@gap - LEAST_GAP) * Math.log(1 - @dice.rand)
 
       def draw_batches
         stream = (0..(events.last.at / STREAM.first)).map { |i| [i * STREAM.first, @dice.rand(STREAM.last), false] }

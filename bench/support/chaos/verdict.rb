@@ -170,11 +170,14 @@ module Bench
         check_keys
       end
 
-      # A thread may drop a job whose retry it could not write, and no other.
+      # A thread may drop a job whose retry it could not write, or when Sidekiq ends without waiting for it.
       def check_dropped
         @origins.fetch(:dropped, []).each do |line|
+          life = @run.fleet.of(line.fetch("from"))
+          next if life.failed_stop?
+
           number = Jobs.number(line.fetch("jid"))
-          excused = runs_in(@run.fleet.of(line.fetch("from")), number).any? do |execution|
+          excused = runs_in(life, number).any? do |execution|
             execution.outcome == "fail" && troubled?(execution.ended_at, execution.ended_at + RETRY)
           end
           wrong("a thread has dropped job #{number}, nobody knows why: #{story(number)}") unless excused

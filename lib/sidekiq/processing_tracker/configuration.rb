@@ -13,11 +13,13 @@ module Sidekiq
       ENVIRONMENT = {
         namespace: "PROCESSING_NS",
         instance_id: "PROCESSING_INSTANCE_ID",
+        exclusive_instance_id: "PROCESSING_EXCLUSIVE_INSTANCE_ID",
         heartbeat_interval: "HEARTBEAT_INTERVAL",
         heartbeat_ttl: "HEARTBEAT_TTL",
         recovery_lock_ttl: "RECOVERY_LOCK_TTL",
         track: "PROCESSING_TRACK",
         fetch: "PROCESSING_FETCH",
+        scheduler: "PROCESSING_SCHEDULER",
         polling: "PROCESSING_POLLING",
         max_recoveries: "MAX_RECOVERIES",
         recovery_window: "RECOVERY_WINDOW"
@@ -56,6 +58,8 @@ module Sidekiq
       TRACK = %i[marked all].freeze
       # What the option `fetch` may be.
       FETCH = %i[auto native sidekiq].freeze
+      # What the option `scheduler` may be.
+      SCHEDULER = %i[auto sidekiq].freeze
 
       # Labels become parts of Redis keys that are also used in patterns: no spaces, control or glob characters.
       UNUSABLE_IN_LABEL = /[[:cntrl:]]|[[:space:]]|[*?\[\]\\]/
@@ -89,6 +93,20 @@ module Sidekiq
       # @raise [ConfigurationError]
       def instance_id
         fixed(:instance_id) { label(:instance_id) { Socket.gethostname } }
+      end
+
+      # @param value [Boolean, String, nil] true or false; nil: PROCESSING_EXCLUSIVE_INSTANCE_ID, else false
+      def exclusive_instance_id=(value)
+        set(:exclusive_instance_id, value)
+      end
+
+      # A promise: no two processes ever live under one instance_id at a time, as with the pods of a StatefulSet. Then one that
+      # starts takes over the jobs of the one before at once.
+      #
+      # @return [Boolean]
+      # @raise [ConfigurationError]
+      def exclusive_instance_id
+        fixed(:exclusive_instance_id) { choice(:exclusive_instance_id, [false, true], "true or false") }
       end
 
       # @param value [Numeric, String, nil] seconds, from 0.05, fractions allowed; nil: HEARTBEAT_INTERVAL,
@@ -153,6 +171,20 @@ module Sidekiq
       # @raise [ConfigurationError]
       def fetch
         fixed(:fetch) { choice(:fetch, FETCH, ":auto, :native or :sidekiq") }
+      end
+
+      # @param value [Symbol, String, nil] :auto or :sidekiq; nil: PROCESSING_SCHEDULER, else :auto
+      def scheduler=(value)
+        set(:scheduler, value)
+      end
+
+      # Who moves due jobs from Sidekiq's sets `schedule` and `retry` into their queues. :auto: the engine, so that none is ever
+      # out of Redis' sight, unless something else has its hand in that. :sidekiq: whatever does it without the tracker.
+      #
+      # @return [Symbol] :auto or :sidekiq
+      # @raise [ConfigurationError]
+      def scheduler
+        fixed(:scheduler) { choice(:scheduler, SCHEDULER, ":auto or :sidekiq") }
       end
 
       # @param value [Boolean, String, nil] true or false; nil: PROCESSING_POLLING, else false
@@ -310,7 +342,9 @@ module Sidekiq
         value, source = lookup(option)
         return choices.first if value.nil?
 
-        choices.find { |name| name.to_s == value.to_s } || refuse(source, value, allowed)
+        # false is a choice too.
+        index = choices.index { |name| name.to_s == value.to_s } || refuse(source, value, allowed)
+        choices[index]
       end
 
       def label(option)

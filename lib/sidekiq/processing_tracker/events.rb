@@ -53,6 +53,7 @@ module Sidekiq
           when "outage_over"
             [:info, "can use Redis again after #{format("%.1f", event["seconds"])} s"]
           when "lease_lost" then [:warn, lease_lost(event)]
+          when "note" then [:info, event["message"]]
           when "warning" then [:warn, event["message"]]
           when "dropped" then [:warn, "could not tell #{event["count"]} events: too many at once"]
           else [:debug, "event #{event["kind"]}"]

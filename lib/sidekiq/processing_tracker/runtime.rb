@@ -31,12 +31,12 @@ module Sidekiq
         #
         # @param info [Hash{String => String}] see {Settings.build}
         # @param native [Boolean] whether the engine fetches jobs
+        # @param places [Settings::Places]
         # @return [Runtime]
         # @raise [ConfigurationError] when an option cannot be used
-        # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
-        def enter(info, native)
+        def enter(info, native, places)
           @lock.synchronize do
-            @current = new(ProcessingTracker.config, info, native) unless current
+            @current = new(ProcessingTracker.config, info, native, places) unless current
             @current.users += 1
             @current
           end
@@ -65,13 +65,16 @@ module Sidekiq
       # @return [Integer] how many launchers run
       attr_accessor :users
 
-      def initialize(config, info, native)
+      def initialize(config, info, native, places)
         @config = config
         @pid = ::Process.pid
         @users = 0
-        settings = Settings.build(config, info: info, native: native)
+        @elsewhere = !places.queues.nil?
+        @passwords = Passwords.new
+        settings = Settings.build(config, places: places, passwords: @passwords, info: info, native: native)
         config.fix
         @engine = start(settings)
+        @passwords.start
         @events = Events.new(@engine).start
       end
 
@@ -79,6 +82,9 @@ module Sidekiq
       def here?
         @pid == ::Process.pid
       end
+
+      # @return [Boolean] whether Sidekiq's queues are in another Redis than the tracker's keys
+      def elsewhere? = @elsewhere
 
       # @return [String]
       def identity
@@ -97,6 +103,7 @@ module Sidekiq
         Log.failure("leave", error)
       ensure
         @config.release
+        @passwords.stop
         @events.join(LOG_TIMEOUT)
       end
 

@@ -14,16 +14,18 @@ module Sidekiq
 
       class << self
         # @param config [Configuration]
+        # @param places [Places] see {places}
+        # @param passwords [Passwords] who answers for passwords that may change
         # @param info [Hash{String => String}] what people may want to know of this process
         # @param native [Boolean] whether the engine fetches jobs
         # @return [Hash{Symbol => Object}] settings for {Native::Engine.start} and {Native.reenqueue_orphans}
-        # @raise [ConfigurationError] when an option cannot be used
-        # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
-        def build(config, info: {}, native: false)
+        # @raise [ConfigurationError] when an option cannot be used, or this Redis cannot
+        def build(config, places:, passwords:, info: {}, native: false)
           dead_set = DeadSetLimits.to_native
           {
             namespace: config.namespace,
             instance_id: config.instance_id,
+            exclusive: config.exclusive_instance_id,
             interval_ms: milliseconds(config.heartbeat_interval),
             ttl_ms: milliseconds(config.heartbeat_ttl),
             hold_ms: milliseconds(config.recovery_lock_ttl),
@@ -35,15 +37,39 @@ module Sidekiq
             dead_max_jobs: dead_set[:dead_max_jobs],
             dead_timeout_ms: dead_set[:dead_timeout_ms],
             timestamps: dead_set[:timestamps],
-            redis: redis(config).to_native,
+            **examined(places, config.namespace, passwords),
             info: info
           }
         end
 
-        # Where to read what people want to see. Unlike {build} it asks nothing of Redis, since an exporter may come often.
+        # Where the tracker's keys are, and where Sidekiq's queues, if that is another server or database.
         #
         # @param config [Configuration]
-        # @return [Hash{Symbol => Object}] for {Native::Watch.new} and {Native.clear_unique_lock}
+        # @return [Places]
+        # @raise [ConfigurationError] when an option cannot be used
+        # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
+        def places(config)
+          return Places.new(RedisSettings.from_sidekiq, nil) if config.redis_options.nil?
+
+          own = RedisSettings.from_options(config.redis_options)
+          Places.new(own, same_database?(config, own) ? nil : RedisSettings.from_sidekiq)
+        end
+
+        # Where Sidekiq's queues are, and the locks of their jobs.
+        #
+        # @param config [Configuration]
+        # @return [Hash{Symbol => Object}] for {Native.clear_unique_lock}
+        # @raise [ConfigurationError] when an option cannot be used
+        # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
+        def queues(config)
+          places = places(config)
+          (places.queues || places.own).to_native
+        end
+
+        # Where to read what people want to see. Unlike {places} it asks nothing of Redis, since an exporter may come often.
+        #
+        # @param config [Configuration]
+        # @return [Hash{Symbol => Object}] for {Native::Watch.new}
         # @raise [ConfigurationError] when an option cannot be used
         def target(config)
           options = config.redis_options
@@ -57,24 +83,27 @@ module Sidekiq
           [(seconds * 1000).round, 1].max
         end
 
-        def redis(config)
-          return RedisSettings.from_sidekiq if config.redis_options.nil?
+        def examined(places, namespace, passwords)
+          [places.own, places.queues].compact.each do |settings|
+            settings.weaknesses.each { |weakness| Log.write(:warn, "connects to Redis (#{settings.server}), but #{weakness}") }
+          end
+          examine(places.own.to_native, namespace, !places.queues.nil?)
+          {redis: places.own.to_native(passwords), queues: places.queues&.to_native(passwords)}
+        end
 
-          RedisSettings.from_options(config.redis_options).tap { |own| check_same_database(config, own) }
+        def examine(target, namespace, outbox)
+          Native.examine(target, namespace, outbox, PROBE_TIMEOUT)
+        rescue ConnectionError
+          # It may be away for a moment only.
         end
 
         # Addresses prove nothing (a name and its alias, a proxy, a socket): a key written by one and read by the
         # other does.
-        def check_same_database(config, own)
+        def same_database?(config, own)
           key = Native.namespaced_key(config.namespace, "probe:#{SecureRandom.hex(16)}")
           value = SecureRandom.hex(16)
           write_through_sidekiq(key, value)
-          return if read_through(own, key) == value
-
-          raise ConfigurationError,
-            "redis_options (#{own.server}) is not the server and database that Sidekiq uses (#{sidekiqs_server}). " \
-            "Recovered jobs are pushed to Sidekiq's queues, so both must lead to the same one: leave redis_options " \
-            "unset, or give both the same server and db"
+          read_through(own, key) == value
         end
 
         def write_through_sidekiq(key, value)
@@ -88,12 +117,18 @@ module Sidekiq
         rescue ConnectionError => error
           raise ConnectionError, "redis_options (#{own.server}) cannot be compared with Sidekiq's Redis: #{error.message}"
         end
+      end
 
-        # redis_options may be set just because Sidekiq's own settings are of a kind that is not supported.
-        def sidekiqs_server
-          RedisSettings.from_sidekiq.server
-        rescue ConfigurationError
-          "another"
+      # Where the tracker's keys are, and where Sidekiq's queues.
+      class Places
+        # @return [RedisSettings] where the tracker's keys are
+        attr_reader :own
+        # @return [RedisSettings, nil] where Sidekiq's queues are; nil where that is the same
+        attr_reader :queues
+
+        def initialize(own, queues)
+          @own = own
+          @queues = queues
         end
       end
     end

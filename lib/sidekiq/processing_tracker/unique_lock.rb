@@ -44,7 +44,7 @@ module Sidekiq
         end
 
         def free(digest, jid)
-          redis = Settings.target(ProcessingTracker.config)
+          redis = Settings.queues(ProcessingTracker.config)
           freed = Native.clear_unique_lock(redis, digest, jid, redis.fetch(:read_timeout_ms))
           freed.is_a?(Integer) ? freed.positive? : freed == true
         end

@@ -21,7 +21,8 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
     it "has those of the table in the README" do
       expect(config).to have_attributes(
         namespace: "sidekiq_processing", instance_id: Socket.gethostname, heartbeat_interval: 5, heartbeat_ttl: 30,
-        recovery_lock_ttl: 300, track: :marked, max_recoveries: 3, recovery_window: 259_200, redis_options: nil, logger: Sidekiq.logger
+        recovery_lock_ttl: 300, track: :marked, scheduler: :auto, exclusive_instance_id: false, polling: false,
+        max_recoveries: 3, recovery_window: 259_200, redis_options: nil, logger: Sidekiq.logger
       )
     end
 
@@ -38,14 +39,16 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
   describe "the environment" do
     {
       namespace: ["shop", "shop"], instance_id: ["pod-1:blue", "pod-1:blue"], heartbeat_interval: ["0.25", 0.25],
-      heartbeat_ttl: ["45", 45], recovery_lock_ttl: ["60", 60], track: ["all", :all], recovery_window: ["3600", 3600]
+      heartbeat_ttl: ["45", 45], recovery_lock_ttl: ["60", 60], track: ["all", :all], recovery_window: ["3600", 3600],
+      scheduler: ["sidekiq", :sidekiq], exclusive_instance_id: ["true", true], polling: ["false", false]
     }.each do |option, (text, value)|
       variable = described_class::ENVIRONMENT.fetch(option)
 
       it "gives #{option} by #{variable}, and code beats it" do
         with_environment(variable => text) do
           expect(config.public_send(option)).to eq(value)
-          code = {track: :marked, namespace: "code", instance_id: "code"}.fetch(option, 77)
+          code = {track: :marked, namespace: "code", instance_id: "code", scheduler: :auto, exclusive_instance_id: false,
+                  polling: true}.fetch(option, 77)
           config.public_send("#{option}=", code)
           expect(config.public_send(option)).to eq(code)
           config.public_send("#{option}=", nil)
@@ -70,8 +73,12 @@ RSpec.describe Sidekiq::ProcessingTracker::Configuration do
       end
     end
 
-    it "names the variable of a bad namespace, instance_id or track" do
-      with_environment("PROCESSING_NS" => "a b", "PROCESSING_INSTANCE_ID" => "", "PROCESSING_TRACK" => "some") do
+    it "names the variable of a bad namespace, instance_id, track, scheduler or exclusive_instance_id" do
+      with_environment("PROCESSING_NS" => "a b", "PROCESSING_INSTANCE_ID" => "", "PROCESSING_TRACK" => "some",
+        "PROCESSING_SCHEDULER" => "native", "PROCESSING_EXCLUSIVE_INSTANCE_ID" => "yes") do
+        expect { config.scheduler }.to refuse("scheduler (from PROCESSING_SCHEDULER)", "native", ":auto or :sidekiq")
+        expect { config.exclusive_instance_id }
+          .to refuse("exclusive_instance_id (from PROCESSING_EXCLUSIVE_INSTANCE_ID)", "yes", "true or false")
         expect { config.namespace }.to refuse("namespace (from PROCESSING_NS)", "a b", "a String")
         expect { config.instance_id }.to refuse("instance_id (from PROCESSING_INSTANCE_ID)", "", "a String")
         expect { config.track }.to refuse("track (from PROCESSING_TRACK)", "some", ":marked or :all")

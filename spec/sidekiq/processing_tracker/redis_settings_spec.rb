@@ -43,6 +43,23 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       {host: "host", timeout: 2} => {connect_timeout_ms: 2000, read_timeout_ms: 2000},
       {host: "host", network_timeout: 2, read_timeout: 0.5} => {connect_timeout_ms: 2000, read_timeout_ms: 500},
       {host: "host"} => {connect_timeout_ms: 3000, read_timeout_ms: 3000},
+      "rediss://host" => {host: "host", port: 6379, tls: {ca_file: nil, ca_path: nil, cert: nil, key: nil, verify: "full"}},
+      {url: "rediss://host", ssl: false} => {tls: nil},
+      {host: "host", ssl: true, ssl_params: {"ca_file" => "/ca", :verify_mode => 0}} =>
+        {tls: {ca_file: "/ca", ca_path: nil, cert: nil, key: nil, verify: "none"}},
+      {url: "rediss://host", ssl_params: {verify_hostname: false, min_version: :TLS1_2, cert: "/c", key: Pathname("/k")}} =>
+        {tls: {ca_file: nil, ca_path: nil, cert: "/c", key: "/k", verify: "chain"}},
+      {url: "redis://:pw@main/2", sentinels: ["redis://one:1", {"host" => "two"}], sentinel_password: "spw", role: :master} => {
+        host: nil, port: nil, db: 2, password: "pw", master: "main", sentinels: [
+          {host: "one", port: 1, username: nil, password: "spw", tls: nil},
+          {host: "two", port: 26_379, username: nil, password: "spw", tls: nil}
+        ]
+      },
+      {sentinels: [{host: "one", username: "su", password: -> { "made" }}], master_name: "main", ssl: true} => {
+        master: "main", tls: {ca_file: nil, ca_path: nil, cert: nil, key: nil, verify: "full"}, sentinels: [
+          {host: "one", port: 26_379, username: "su", password: "made", tls: {ca_file: nil, ca_path: nil, cert: nil, key: nil, verify: "full"}}
+        ]
+      },
       {host: "host", ssl: false, driver: :ruby, size: 3, pool_timeout: 1, id: "x"} => {host: "host"}
     }.each do |options, expected|
       it "reads #{options.inspect}" do
@@ -61,20 +78,29 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
     end
 
     {
-      "http://secret@host" => /url has the scheme "http": allowed are redis:\/\/ and unix:\/\//,
+      "http://secret@host" => /url has the scheme "http": allowed are redis:\/\/, rediss:\/\/ and unix:\/\//,
       "host:6379" => /url has the scheme "host"/,
       "redis://:sec ret@host" => /url cannot be read \(not shown\)/,
       "redis://:secret@ho st" => /url cannot be read/,
       "redis://host:port" => /url cannot be read/,
       "redis://host:99999" => /port is 99999: allowed is a number from 1 to 65535/,
       "redis://host/abc" => /db is "abc": allowed is a number, 0 or more/,
-      "rediss://:secret@host" => /url: TLS .* is not supported/,
-      {url: "rediss://host"} => /TLS/,
       {url: 5} => /url is a Integer: allowed is a String/,
-      {host: "host", ssl: true} => /\Aredis_options: ssl: TLS/,
-      {host: "host", ssl_params: {ca_file: "x"}} => /\Aredis_options: ssl_params: TLS/,
-      {sentinels: [{host: "s"}], name: "main"} => /\Aredis_options: sentinels: Redis Sentinel is not supported/,
-      {url: "redis://main", role: :master} => /Sentinel/,
+      {host: "host", ssl: true, ssl_params: "none"} => /\Aredis_options: ssl_params: a String: allowed is a Hash/,
+      {url: "rediss://host", ssl_params: {ciphers: "x", ca_file: "y"}} => /ssl_params: ciphers: the native library knows ca_file, .* only/,
+      {url: "rediss://host", ssl_params: {cert_store: Object.new}} => /ssl_params: cert_store: .*Set redis_options/,
+      {url: "rediss://host", ssl_params: {cert: "x"}} => /ssl_params: cert without key/,
+      {url: "rediss://host", ssl_params: {key: "x"}} => /ssl_params: key without cert/,
+      {url: "rediss://host", ssl_params: {ca_file: 5}} => /ssl_params: ca_file is a Integer: allowed is a path/,
+      {url: "rediss://host", ssl_params: {verify_mode: :none}} => /ssl_params: verify_mode/,
+      {url: "rediss://host", ssl_params: {min_version: :TLS1_3}} => /ssl_params: min_version/,
+      {sentinels: []} => /sentinels is a Array: allowed is a list/,
+      {sentinels: [{host: "s"}]} => /sentinels need a name/,
+      {sentinels: [5], name: "main"} => /sentinels has a Integer/,
+      {sentinels: [{host: "s", passwort: "secret"}], name: "main"} => /sentinels: unknown passwort/,
+      {sentinels: [{host: "s", port: 0}], name: "main"} => /port is 0/,
+      {sentinels: [{host: ""}], name: "main"} => /sentinels: host is ""/,
+      {sentinels: [{host: "s"}], name: "main", role: :replica} => /role is replica: a replica takes no writes/,
       {nodes: ["redis://host"]} => /nodes: Redis Cluster is not supported/,
       {host: "host", namespace: "x"} => /unknown namespace: allowed are url, host/,
       {host: "host", passwd: "secret", foo: 1} => /unknown passwd, foo: allowed are/,
@@ -117,6 +143,7 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       # The quiet logger, since Sidekiq logs the options of each pool.
       code = <<~RUBY
         require "json"
+        require "openssl"
         Sidekiq.logger.level = Logger::FATAL
         #{setting}
         begin
@@ -148,10 +175,33 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       expect(from_sidekiq(nil, env: {"REDIS_PROVIDER" => "MINE", "MINE" => "redis://mine"})).to include(host: "mine")
     end
 
-    it "refuses TLS and Sentinel by name" do
-      expect(from_sidekiq('{url: "rediss://host"}')).to match(["Sidekiq::ProcessingTracker::ConfigurationError", /TLS/])
-      expect(from_sidekiq('{url: "redis://main", name: "main", role: :master, sentinels: [{host: "127.0.0.1", port: 1}]}'))
-        .to match(["Sidekiq::ProcessingTracker::ConfigurationError", /Redis settings: Redis Sentinel/])
+    it "reads TLS and Sentinels" do
+      expect(from_sidekiq('{url: "rediss://host", ssl_params: {ca_file: "/ca", verify_mode: OpenSSL::SSL::VERIFY_NONE}}'))
+        .to include(host: "host", tls: {"ca_file" => "/ca", "ca_path" => nil, "cert" => nil, "key" => nil, "verify" => "none"})
+      sentinels = '{url: "redis://:pw@main/3", name: "main", sentinels: [{host: "one", port: 1}, {host: "two"}], sentinel_password: "spw"}'
+      read = from_sidekiq(sentinels)
+      expect(read).to include(master: "main", db: 3, password: "pw", host: nil)
+      expect(read[:sentinels].map { |sentinel| sentinel.slice("host", "port", "password") }).to match(
+        [{"host" => "one", "port" => 1, "password" => "spw"}, {"host" => "two", "port" => Integer, "password" => "spw"}]
+      )
+    end
+
+    it "passes certificates and keys of OpenSSL on" do
+      code = <<~RUBY
+        (key = OpenSSL::PKey::EC.generate("prime256v1")) && {url: "rediss://host", ssl_params: {key: key, cert: OpenSSL::X509::Certificate.new.tap { |cert|
+          cert.public_key = key
+          cert.sign(key, "SHA256")
+        }}}
+      RUBY
+      expect(from_sidekiq(code)[:tls]).to include("cert" => /BEGIN CERTIFICATE/, "key" => /BEGIN PRIVATE KEY/)
+    end
+
+    it "refuses by name what the native library cannot do, and names the way out" do
+      refused = ["Sidekiq::ProcessingTracker::ConfigurationError", /\ASidekiq's Redis settings: .*redis_options/]
+      expect(from_sidekiq('{url: "rediss://host", ssl_params: {cert_store: OpenSSL::X509::Store.new}}'))
+        .to match(refused).and match([anything, /ssl_params: cert_store/])
+      expect(from_sidekiq('{url: "redis://host", middlewares: [Renames = Module.new]}')).to match(refused).and match([anything, /Renames/])
+      expect(from_sidekiq('{url: "redis://host", circuit_breaker: {error_threshold: 3, error_timeout: 1}}')).to include(host: "host")
     end
   end
 end

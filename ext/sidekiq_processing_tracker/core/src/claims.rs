@@ -1,12 +1,15 @@
 //! The claims thread: tells Redis what this process does with jobs, one turn at a time, and leaves last.
+//!
+//! One thread at a time is at the helm and does that. When Redis has told of a job, it is the wake thread: until another
+//! thread has woken up, the job might have begun.
 
 use crate::control::Attempts;
 use crate::entry::Token;
 use crate::error::Error;
 use crate::failpoint;
 use crate::identity;
-use crate::keys;
 use crate::link::Link;
+use crate::parker::lock;
 use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced, Turn, Turned};
 use crate::settings::Pace;
@@ -28,9 +31,9 @@ const DEAF: Duration = Duration::from_millis(10);
 
 pub(crate) fn run(shared: Arc<Shared>) {
     let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
-    let mut claims = Claims {
+    *lock(&shared.helm) = Some(Claims {
         link: Link::new(shared.settings.redis.clone(), timeout),
-        shared,
+        shared: shared.clone(),
         attempts: Attempts::default(),
         swept: (0, Instant::now()),
         swept_last: false,
@@ -39,11 +42,70 @@ pub(crate) fn run(shared: Arc<Shared>) {
         settle: Attempts::default(),
         watch: Watch::default(),
         refused: Vec::new(),
-    };
-    while claims.step() {}
+    });
+    loop {
+        let mut helm = lock(&shared.helm);
+        let Some(claims) = helm.as_mut() else { return };
+        let mut state = shared.state();
+        match claims.next_task(&mut state) {
+            Ok(Task::Stop) => {
+                drop(state);
+                *helm = None;
+                return;
+            }
+            Ok(task) => {
+                drop(state);
+                claims.perform(task);
+            }
+            Err(wait) => {
+                drop(helm);
+                state.claims_idle = true;
+                state.claims_until = Some(Instant::now() + wait);
+                state = shared
+                    .claims_wake
+                    .wait_timeout(state, wait)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+                state.claims_idle = false;
+                state.claims_until = None;
+            }
+        }
+    }
 }
 
-struct Claims {
+/// Redis has told of a change in queues that were empty: does at once what is to be done at once, on the thread that was told.
+/// Where the claims thread is at the helm, it is left to that.
+pub(crate) fn answer_alarm(shared: &Shared) {
+    shared.state().alarm = true;
+    let Ok(mut helm) = shared.helm.try_lock() else { return };
+    let Some(claims) = helm.as_mut() else { return };
+    loop {
+        let mut state = shared.state();
+        match claims.next_task(&mut state) {
+            Ok(Task::Stop) => {
+                shared.claims_wake.notify_one();
+                return;
+            }
+            Ok(task) => {
+                // Nobody need wake the claims thread meanwhile.
+                state.claims_idle = false;
+                drop(state);
+                claims.perform(task);
+            }
+            Err(wait) => {
+                match state.claims_until {
+                    Some(until) if until <= Instant::now() + wait => state.claims_idle = true,
+                    // It would wake up too late.
+                    Some(_) => shared.claims_wake.notify_one(),
+                    None => {}
+                }
+                return;
+            }
+        }
+    }
+}
+
+pub(crate) struct Claims {
     shared: Arc<Shared>,
     link: Link,
     attempts: Attempts,
@@ -90,14 +152,14 @@ enum Task {
 }
 
 impl Claims {
-    fn step(&mut self) -> bool {
-        let outcome = match self.next_task() {
-            Task::Stop => return false,
+    fn perform(&mut self, task: Task) {
+        let outcome = match task {
+            Task::Stop => return,
             Task::Turn(identity, turn) => self.turn(&identity, &turn),
             Task::Sweep(identity) => self.sweep(&identity),
             Task::Ride(identity, pace) => match self.ride(&identity, pace) {
                 // Redis refuses a beat, on whichever link. That tells nothing of turns, which must get their chance.
-                Err(Error::Refused(_)) => return true,
+                Err(Error::Refused(_)) => return,
                 outcome => outcome,
             },
             Task::Settle(identity, pace) => self.settle(identity, pace),
@@ -121,38 +183,24 @@ impl Claims {
                 self.link.discard();
             }
         }
-        true
     }
 
-    fn next_task(&mut self) -> Task {
-        let shared = self.shared.clone();
-        let mut state = shared.state();
-        loop {
-            let now = Instant::now();
-            let wait = if matches!(state.phase, Phase::Left | Phase::Stopped) {
-                return Task::Stop;
-            } else if !state.registered {
-                // The control thread registers, or ends it all.
-                SWEEP_EVERY
-            } else if !self.attempts.is_due(now) {
-                self.attempts.at.map_or(LINGER, |at| at.saturating_duration_since(now))
-            } else {
-                match self.due(&mut state, now) {
-                    Ok(task) => return task,
-                    Err(wait) => wait,
-                }
-            };
-            state.claims_idle = true;
-            state = shared
-                .claims_wake
-                .wait_timeout(state, wait)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-            state.claims_idle = false;
+    /// What is to be done now, or how long to wait.
+    fn next_task(&mut self, state: &mut State) -> std::result::Result<Task, Duration> {
+        let now = Instant::now();
+        if matches!(state.phase, Phase::Left | Phase::Stopped) {
+            Ok(Task::Stop)
+        } else if !state.registered {
+            // The control thread registers, or ends it all.
+            Err(SWEEP_EVERY)
+        } else if !self.attempts.is_due(now) {
+            Err(self.attempts.at.map_or(LINGER, |at| at.saturating_duration_since(now)))
+        } else {
+            self.due(state, now)
         }
     }
 
-    /// What is to be done now, or how long to wait for company.
+    /// The same, where this instance is registered and the link works, as far as is known.
     fn due(&mut self, state: &mut State, now: Instant) -> std::result::Result<Task, Duration> {
         let identity = state.identity.clone();
         if std::mem::take(&mut state.ride) {
@@ -273,7 +321,7 @@ impl Claims {
         }
         commands.cmd("EXISTS");
         for queue in &queues {
-            commands.arg(keys::queue(queue));
+            commands.arg(self.shared.keys.queue(queue));
         }
         let mut answers = self.link.pipeline(&commands)?;
         let exists = answers.pop();
@@ -348,7 +396,7 @@ impl Claims {
         failpoint::reach("after_turn");
         match turned {
             Turned::Done(done) => {
-                let (remarks, instances) = {
+                let (mut remarks, instances) = {
                     let mut state = self.shared.state();
                     if !state.is(identity) {
                         return Ok(());
@@ -356,6 +404,7 @@ impl Claims {
                     state.registry.turn_took(sent.elapsed());
                     (state.registry.answered(done, Instant::now()), state.instances)
                 };
+                std::mem::take(&mut remarks.called).ring();
                 self.weigh_claim(remarks.asked, remarks.claimed, instances);
                 let now = Instant::now();
                 self.refused.retain(|(queue, _)| !remarks.refused.contains(queue));
@@ -443,7 +492,7 @@ impl Claims {
     /// The control thread cannot connect: its beat goes along here.
     fn ride(&mut self, identity: &str, pace: Pace) -> crate::Result<()> {
         let sent = Sent::now();
-        let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false)?;
+        let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false, None)?;
         self.shared.beaten(Side::Claims, identity, sent, &beat);
         Ok(())
     }
@@ -454,7 +503,8 @@ impl Claims {
             return Ok(());
         };
         failpoint::reach("before_leave");
-        let left = scripts::leave(&mut self.link, &shared.keys, identity, acks, held)?;
+        let indexes = shared.state().indexes.clone();
+        let left = scripts::leave(&mut self.link, &shared.keys, identity, &indexes, acks, held)?;
         failpoint::reach("after_leave");
         if let Fenced::Alive(jobs @ 1..) = left {
             shared.events.push(crate::events::Event::Warning(format!(

@@ -2,12 +2,16 @@
 //!
 //! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
 
+use crate::courier::{Courier, Delivery};
 use crate::error::{Error, Result};
+use crate::events::Event;
+use crate::host::{self, Neighbours, Process, Step};
 use crate::identity;
 use crate::legacy::{self, Lookout};
 use crate::link::Link;
 use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced};
+use crate::server;
 use crate::settings::Pace;
 use crate::shared::{Phase, Sent, Shared, Side};
 use std::sync::atomic::Ordering;
@@ -29,6 +33,12 @@ struct Control {
     /// The search for instances of the 1.0 gem.
     lookout: Lookout,
     search: Attempts,
+    /// Delivers what was recovered, where Sidekiq's queues are elsewhere.
+    courier: Option<Courier>,
+    deliver: Attempts,
+    /// Instances whose death may be certain before their leases end.
+    neighbours: Neighbours,
+    neighbours_asked: Attempts,
     /// When orphans are due that wait in a dead instance.
     returns: Option<Instant>,
     /// How long a call for recovery takes at the worst; falls slowly.
@@ -46,6 +56,8 @@ enum Task {
     Beat(String, Pace),
     Recover(String, Pace),
     Search(Pace),
+    Deliver(String, Pace),
+    LookAround(String, Pace),
 }
 
 impl Control {
@@ -53,6 +65,14 @@ impl Control {
         let pace = shared.settings.pace();
         Self {
             link: Link::new(shared.settings.redis.clone(), timeout(pace)),
+            courier: shared
+                .settings
+                .queues
+                .clone()
+                .map(|queues| Courier::new(queues, timeout(pace))),
+            deliver: Attempts::default(),
+            neighbours: Neighbours::new(shared.settings.proc.clone()),
+            neighbours_asked: Attempts::default(),
             shared,
             beat: Attempts::default(),
             recover: Attempts::default(),
@@ -76,6 +96,8 @@ impl Control {
                 Task::Beat(identity, pace) => self.beat(&identity, pace),
                 Task::Recover(by, pace) => self.recover(by, pace),
                 Task::Search(pace) => self.search(pace),
+                Task::Deliver(by, pace) => self.deliver(&by, pace),
+                Task::LookAround(identity, pace) => self.look_around(&identity, pace),
             }
         }
     }
@@ -117,11 +139,24 @@ impl Control {
                     self.returns = None;
                     self.look = true;
                 }
+                if state.phase == Phase::Running && self.recovery.is_none() && self.neighbours.is_busy() {
+                    let asked = &self.neighbours_asked;
+                    if asked.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
+                        return Task::LookAround(state.identity.clone(), state.pace);
+                    }
+                    wake = earlier(wake, asked.at.filter(|at| *at > now));
+                }
                 if state.phase == Phase::Running && (self.recovery.is_some() || self.look) {
                     if self.recover.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
                         return Task::Recover(state.identity.clone(), state.pace);
                     }
                     wake = earlier(wake, self.recover.at.filter(|at| *at > now));
+                }
+                if state.phase == Phase::Running && self.courier.is_some() {
+                    if self.deliver.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
+                        return Task::Deliver(state.identity.clone(), state.pace);
+                    }
+                    wake = earlier(wake, self.deliver.at.filter(|at| *at > now));
                 }
                 if state.phase == Phase::Running {
                     let at = self.lookout.at.max(self.search.at.unwrap_or(now));
@@ -161,6 +196,8 @@ impl Control {
         for class in self.shared.state().registry.marked() {
             info.push((format!("marked:{class}"), "1".into()));
         }
+        let process = self.neighbours.this_process();
+        info.extend(process.iter().flat_map(Process::told));
         let sent = Sent::now();
         // A nonce is used once: the script may have been done though its answer was lost.
         let registered = identity::draw(&self.shared.settings.instance_id).and_then(|identity| {
@@ -171,18 +208,48 @@ impl Control {
                 self.beat.succeeded();
                 self.look = true;
                 self.registered = Some(Instant::now());
-                self.shared.registered(identity, pace, sent);
+                let settings = &self.shared.settings;
+                let exclusive = settings.exclusive.then(|| settings.instance_id.clone());
+                let first = !self.shared.state().was_registered;
+                self.neighbours.registered(process, exclusive, first);
+                let indexes = host::indexes(&self.shared.keys, &info.into_iter().map(as_bytes).collect());
+                self.shared.registered(identity, indexes, pace, sent);
+                if first {
+                    self.warn_of_eviction();
+                }
             }
             Err(error) => self.failed(&error, pace),
+        }
+    }
+
+    fn warn_of_eviction(&mut self) {
+        match server::evicts(&mut self.link) {
+            Ok(Some(policy)) => self.shared.events.push(Event::Warning(format!(
+                "Redis throws keys away when its memory is full (maxmemory-policy {policy}): jobs and what is known of those \
+                 that run would go without a trace. Sidekiq and the tracker need maxmemory-policy noeviction"
+            ))),
+            Ok(None) => {}
+            // Nobody is to go without a beat for that.
+            Err(_) => self.link.discard(),
         }
     }
 
     fn beat(&mut self, identity: &str, pace: Pace) {
         let progress = self.progress();
         let sent = Sent::now();
-        match scripts::beat(&mut self.link, &self.shared.keys, identity, pace, progress) {
+        match scripts::beat(
+            &mut self.link,
+            &self.shared.keys,
+            identity,
+            pace,
+            progress,
+            self.neighbours.host(),
+        ) {
             Ok(answer) => {
                 self.beat.succeeded();
+                if let Fenced::Alive(beat) = &answer {
+                    self.neighbours.beaten(beat.hosted, Instant::now());
+                }
                 if let Some(due) = self.shared.beaten(Side::Control, identity, sent, &answer) {
                     self.recovery.get_or_insert_with(|| Recovery::new(due));
                 }
@@ -235,7 +302,7 @@ impl Control {
                 self.link.discard();
                 // A failure to reach Redis is told by the beats, and the same call is made again. What Redis refuses, it
                 // may refuse for ever: the hold runs out, and meanwhile others get their turn.
-                if self.recover.failed(pace) && !matches!(error, Error::Connection(_)) {
+                if self.recover.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
                     let from = self
                         .recovery
                         .take()
@@ -260,10 +327,63 @@ impl Control {
             Ok(()) => self.search.succeeded(),
             Err(error) => {
                 self.link.discard();
-                if self.search.failed(pace) && !matches!(error, Error::Connection(_)) {
+                if self.search.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
                     self.search.succeeded();
                     self.lookout.give_up();
                     self.shared.warn_once("legacy", legacy::cannot_search(&error));
+                }
+            }
+        }
+    }
+
+    /// Brings some of what waits in the outbox to Sidekiq's Redis. A Redis that is away there makes no outage here: the jobs
+    /// wait, and a person is told.
+    fn deliver(&mut self, by: &str, pace: Pace) {
+        let (shared, began) = (self.shared.clone(), Instant::now());
+        let Some(courier) = &mut self.courier else { return };
+        let tell = |about: &str, text| shared.warn_once(about, text);
+        let outcome = courier.step(&mut self.link, &shared.keys, by, &shared.settings.policy, tell);
+        self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
+        match outcome {
+            Ok(Delivery::Found) => {}
+            Ok(Delivery::More) => self.deliver.succeeded(),
+            Ok(Delivery::Done | Delivery::Busy) => self.deliver.pause(pace),
+            Err(error) => {
+                courier.discard();
+                if self.deliver.failed(pace) {
+                    shared.warn_once(
+                        "delivery",
+                        format!("Jobs that were recovered wait in the outbox, since they cannot be brought to Sidekiq's Redis: {error}"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// The next step in the search for instances that are dead for certain.
+    fn look_around(&mut self, identity: &str, pace: Pace) {
+        let began = Instant::now();
+        let outcome = self.neighbours.step(&mut self.link, &self.shared.keys, identity);
+        self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
+        match outcome {
+            Ok(step) => {
+                self.neighbours_asked.succeeded();
+                match step {
+                    Step::Dead(recovery) => self.recovery = Some(*recovery),
+                    Step::NotAlone(warning) => self.shared.events.push(Event::Warning(warning)),
+                    Step::Nothing => {}
+                }
+            }
+            Err(error) => {
+                self.link.discard();
+                // What Redis refuses, it may refuse for ever, and leases decide as well.
+                if self.neighbours_asked.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
+                    self.neighbours_asked.succeeded();
+                    self.neighbours.give_up();
+                    self.shared.warn_once(
+                        "neighbours",
+                        format!("Cannot look for deaths that are certain, so leases decide: {error}"),
+                    );
                 }
             }
         }
@@ -333,6 +453,10 @@ impl Attempts {
 /// Less than a step, so that a lease bears more than one interruption (docs/protocol.md, "The lease clock").
 fn timeout(pace: Pace) -> Duration {
     pace.step.mul_f64(0.6)
+}
+
+fn as_bytes((field, value): (String, String)) -> (Vec<u8>, Vec<u8>) {
+    (field.into_bytes(), value.into_bytes())
 }
 
 fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {

@@ -78,7 +78,7 @@ const GRACE: Duration = Duration::from_millis(20);
 /// Longer pauses between two takes say nothing about the pace of work.
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 /// How much earlier a claim goes than it would have to if all took as long as it usually does.
-const HASTE: f64 = 3.0;
+const HASTE: f64 = 1.5;
 
 /// The threads that wait, and the jobs that are claimed for them.
 ///
@@ -161,6 +161,11 @@ impl Crew {
         self.weigh(now);
     }
 
+    /// A thread has been woken, and waits no more. It takes what there is to take, which wakes the next.
+    pub fn arrive(&mut self, parker: &Arc<Parker>) {
+        self.waiting.retain(|other| !Arc::ptr_eq(other, parker));
+    }
+
     /// A job is claimed.
     pub fn add(&mut self, job: Handle) {
         self.ready.push_back(job);
@@ -187,20 +192,28 @@ impl Crew {
 
     /// Wakes one thread, unless one is on its way: that one wakes the next, if there is more to take by then.
     pub fn wake(&self) {
+        if let Some(parker) = self.call() {
+            parker.ring();
+        }
+    }
+
+    /// The same, but for the last step: the thread that is on its way now is still to be rung.
+    #[must_use]
+    pub fn call(&self) -> Option<Arc<Parker>> {
         if self.ready.is_empty() {
-            return;
+            return None;
         }
         let mut sleeping = None;
         // The one that has just gone to sleep wakes up quickest.
         for parker in self.waiting.iter().rev() {
             if parker.is_done() {
-                return;
+                return None;
             }
             sleeping = sleeping.or(Some(parker));
         }
-        if let Some(parker) = sleeping {
-            parker.unpark();
-        }
+        let parker = sleeping?;
+        parker.settle();
+        Some(parker.clone())
     }
 
     /// Notes since when there is too much.
@@ -310,6 +323,21 @@ mod tests {
         assert_eq!(crew.take(now), Some(1));
         assert_eq!(woken(), 2);
         assert_eq!(crew.wanted(), 1);
+    }
+
+    #[test]
+    fn a_woken_thread_wakes_the_next_when_it_has_taken_a_job() {
+        let now = Instant::now();
+        let mut crew = Crew::new(plan(&["a"], true));
+        let threads = [Parker::new(), Parker::new()];
+        threads.iter().for_each(|parker| crew.wait(parker.clone()));
+        crew.add(1);
+        crew.wake();
+        crew.arrive(&threads[1]);
+        assert!(!threads[0].is_done());
+        crew.add(2);
+        assert_eq!(crew.take(now), Some(1));
+        assert!(threads[0].is_done());
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! The engine: one for each process that works on jobs. It starts the native threads and is what Ruby talks to.
 
 use crate::crew::Plan;
+use crate::due::{Claimed, Due, Push, Straight};
 use crate::error::Result;
 use crate::events::{Event, Events};
 use crate::identity;
-use crate::parker::Parker;
+use crate::parker::{lock, Parker};
 use crate::registry::{Handle, Requeueing, Standing, Taken};
 use crate::scripts;
 use crate::settings::Settings;
 use crate::shared::{Phase, Shared, State};
 use crate::{claims, control, threads, wake};
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The engine of a process. Every method is quick, but for those that say otherwise; none needs the GVL.
@@ -19,6 +20,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     pid: u32,
     threads: Vec<Arc<Parker>>,
+    due: Mutex<Due>,
 }
 
 impl Engine {
@@ -28,8 +30,10 @@ impl Engine {
     /// `Error::Internal` when the system has no thread or no random bytes to give.
     pub fn start(settings: Settings) -> Result<Self> {
         scripts::prepare();
+        let shared = Arc::new(Shared::new(settings)?);
         let mut engine = Self {
-            shared: Arc::new(Shared::new(settings)?),
+            due: Mutex::new(Due::new(&shared)),
+            shared,
             pid: std::process::id(),
             threads: Vec::new(),
         };
@@ -103,14 +107,25 @@ impl Engine {
     /// lease first comes a beat.
     #[must_use]
     pub fn take(&self, crew: usize) -> Option<Taken> {
-        let mut state = self.shared.state();
+        self.take_ready(&mut self.shared.state(), crew)
+    }
+
+    fn take_ready(&self, state: &mut State, crew: usize) -> Option<Taken> {
         if state.phase != Phase::Running || !state.registry.has_ready(crew) || !state.is_within_lease() {
             return None;
         }
         let was_idle = state.registry.is_idle_crew(crew);
         let taken = state.registry.take(crew, Instant::now());
-        self.nudge_for(&mut state, crew, was_idle);
+        self.nudge_for(state, crew, was_idle);
         taken
+    }
+
+    /// A thread of a crew has been woken. It waits no more, and takes a job, if nobody else has been faster.
+    #[must_use]
+    pub fn arrive(&self, crew: usize, parker: &Arc<Parker>) -> Option<Taken> {
+        let mut state = self.shared.state();
+        state.registry.arrive(crew, parker);
+        self.take_ready(&mut state, crew)
     }
 
     /// Wakes the claims thread where there is something to claim, or where a crew has come to wait for something in queues
@@ -156,7 +171,7 @@ impl Engine {
         self.shared.state().gives_work(crew)
     }
 
-    /// A thread of a crew waits no more: it has been woken, or it has gone. Answers whether more may come.
+    /// A thread of a crew waits no more, though nothing has come for it.
     pub fn stop_waiting(&self, crew: usize, parker: &Arc<Parker>) {
         let mut state = self.shared.state();
         state.registry.stop_waiting(crew, parker, Instant::now());
@@ -269,6 +284,32 @@ impl Engine {
     #[must_use]
     pub fn is_at_work(&self) -> bool {
         matches!(self.shared.state().phase, Phase::Running | Phase::Leaving)
+    }
+
+    /// Claims jobs of Sidekiq's `set` whose score is `until` at most: they are this instance's to push. With `straight` those
+    /// that need nothing of Ruby's have gone to their queues already. Takes as long as Redis takes.
+    ///
+    /// # Errors
+    /// `Error::Connection`, `Error::Refused` when Redis fails twice; what is claimed by then goes back with the next call.
+    pub fn claim_due(&self, set: &[u8], until: &[u8], straight: Option<&Straight>) -> Result<Claimed> {
+        lock(&self.due).claim(&self.shared, set, until, straight)
+    }
+
+    /// Says what has become of jobs that were claimed, and does it: each is pushed in the moment in which it ceases to be
+    /// this instance's. Answers how many were. The others had gone back before, with the lease. Takes as long as Redis takes.
+    ///
+    /// # Errors
+    /// As for `claim_due`.
+    pub fn settle_due(&self, pushes: &[(Vec<u8>, Push)]) -> Result<u64> {
+        lock(&self.due).settle(&self.shared, pushes)
+    }
+
+    /// A poll is over: what was claimed and not settled goes back to where it was. Takes as long as Redis takes.
+    ///
+    /// # Errors
+    /// As for `claim_due`.
+    pub fn end_due(&self) -> Result<()> {
+        lock(&self.due).end(&self.shared)
     }
 
     /// What Ruby should hear of.

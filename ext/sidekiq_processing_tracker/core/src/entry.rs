@@ -57,7 +57,8 @@ impl Token {
     }
 }
 
-fn number(digits: &[u8]) -> Option<u64> {
+/// A whole number in decimal digits.
+pub(crate) fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

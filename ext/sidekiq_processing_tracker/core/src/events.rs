@@ -45,6 +45,8 @@ pub enum Event {
         /// The jobs that run on here though somebody else has them.
         jobs: Vec<LostJob>,
     },
+    /// Something that is as it should be.
+    Note(String),
     /// Something that a person should look at.
     Warning(String),
     /// So many events did not fit.

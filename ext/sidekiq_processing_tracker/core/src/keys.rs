@@ -4,6 +4,8 @@
 #[derive(Debug, Clone)]
 pub struct Keys {
     namespace: String,
+    /// Sidekiq's keys lie in another Redis: what goes to them is put down in the outbox.
+    outbox: bool,
 }
 
 /// Puts a key under a namespace: `namespaced("ns", "key")` is `ns:key`.
@@ -47,7 +49,69 @@ impl Keys {
     pub fn new(namespace: &str) -> Self {
         Self {
             namespace: namespace.to_owned(),
+            outbox: false,
         }
+    }
+
+    /// The keys of `namespace`, in a Redis in which Sidekiq's keys are not.
+    #[must_use]
+    pub fn with_outbox(namespace: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            outbox: true,
+        }
+    }
+
+    /// Whether Sidekiq's keys lie in another Redis.
+    pub(crate) fn has_outbox(&self) -> bool {
+        self.outbox
+    }
+
+    fn sidekiqs(&self, key: &[u8]) -> Vec<u8> {
+        if self.outbox {
+            [self.key("outbox:").as_bytes(), key].concat()
+        } else {
+            key.to_vec()
+        }
+    }
+
+    /// The key of a queue of Sidekiq's.
+    pub(crate) fn queue(&self, name: &[u8]) -> Vec<u8> {
+        self.sidekiqs(&queue(name))
+    }
+
+    /// Where jobs are pushed that go to the other end of a queue. In the outbox they are kept apart.
+    pub(crate) fn queue_last(&self, name: &[u8]) -> Vec<u8> {
+        if self.outbox {
+            self.sidekiqs(&[b"last:", name].concat())
+        } else {
+            self.queue(name)
+        }
+    }
+
+    /// Sidekiq's set of queue names.
+    pub(crate) fn queues(&self) -> Vec<u8> {
+        self.sidekiqs(QUEUES.as_bytes())
+    }
+
+    /// Sidekiq's dead set.
+    pub(crate) fn dead(&self) -> Vec<u8> {
+        self.sidekiqs(DEAD.as_bytes())
+    }
+
+    /// Sidekiq's set of processes.
+    pub(crate) fn processes(&self) -> Vec<u8> {
+        self.sidekiqs(PROCESSES.as_bytes())
+    }
+
+    /// The index of sidekiq-unique-jobs of locks that are held.
+    pub(crate) fn digests(&self) -> Vec<u8> {
+        self.sidekiqs(DIGESTS.as_bytes())
+    }
+
+    /// Its index of locks that expire.
+    pub(crate) fn expiring_digests(&self) -> Vec<u8> {
+        self.sidekiqs(EXPIRING_DIGESTS.as_bytes())
     }
 
     /// Any key below the namespace.
@@ -89,6 +153,30 @@ impl Keys {
     #[must_use]
     pub fn info_of(&self, identity: &[u8]) -> Vec<u8> {
         [self.info("").as_bytes(), identity].concat()
+    }
+
+    /// What an instance's scheduler has taken and not yet pushed.
+    #[must_use]
+    pub fn due(&self, identity: &str) -> String {
+        namespaced(&self.namespace, &format!("due:{identity}"))
+    }
+
+    /// The same as `due`, of an identity as it stands in Redis.
+    #[must_use]
+    pub fn due_of(&self, identity: &[u8]) -> Vec<u8> {
+        [self.due("").as_bytes(), identity].concat()
+    }
+
+    /// The instances on one host, `place` as `host::Process` names it.
+    #[must_use]
+    pub fn host(&self, place: &str) -> String {
+        namespaced(&self.namespace, &format!("host:{place}"))
+    }
+
+    /// The instances under one label, of those to whom it is promised to be theirs alone.
+    #[must_use]
+    pub fn label(&self, label: &str) -> String {
+        namespaced(&self.namespace, &format!("label:{label}"))
     }
 
     /// Totals by outcome.

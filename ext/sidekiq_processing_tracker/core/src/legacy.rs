@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::events::{Event, Settled};
 use crate::failpoint;
 use crate::identity;
-use crate::keys::{self, Keys};
+use crate::keys::Keys;
 use crate::link::{Call, Link};
 use crate::payload::{self, Facts};
 use crate::recovery::{Progress, Reaper, Report};
@@ -452,10 +452,10 @@ impl Recovery {
             keys.legacy_heartbeat(&self.instance),
             keys.stats().into_bytes(),
             keys.journal().into_bytes(),
-            keys::QUEUES.into(),
-            keys::DEAD.into(),
-            keys::DIGESTS.into(),
-            keys::EXPIRING_DIGESTS.into(),
+            keys.queues(),
+            keys.dead(),
+            keys.digests(),
+            keys.expiring_digests(),
         ]);
         call.arg(&self.identity[..])
             .arg(reaper.by.as_str())
@@ -469,7 +469,7 @@ impl Recovery {
             call.arg(&orphan.id[..])
                 .key(keys.legacy_job(&orphan.id))
                 .arg(orphan.decision)
-                .key(keys::queue(&orphan.queue))
+                .key(keys.queue(&orphan.queue))
                 .arg(&orphan.queue[..])
                 .arg(orphan.facts.jid.as_deref().unwrap_or_default())
                 .arg(orphan.facts.class.as_deref().unwrap_or_default())
@@ -479,7 +479,7 @@ impl Recovery {
                     ""
                 })
                 .arg(&orphan.entry[..]);
-            lock_of(&mut call, &orphan.facts);
+            lock_of(&mut call, keys, &orphan.facts);
         }
         failpoint::reach("before_legacy_move");
         let mut answer = Answer::to("legacy_move", link.run(&MOVE, &call)?)?;

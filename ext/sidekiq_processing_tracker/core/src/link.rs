@@ -5,10 +5,10 @@
 
 use crate::error::{Error, Result};
 use crate::scripts::Script;
-use crate::settings::{Address, Target};
+use crate::server::{self, Opened};
+use crate::target::Target;
 use crate::threads;
-use redis::io::tcp::TcpSettings;
-use redis::{Client, Connection, ConnectionAddr, ConnectionLike, IntoConnectionInfo, RedisConnectionInfo, Value};
+use redis::{ConnectionLike, Value};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use std::time::Duration;
 pub struct Link {
     target: Target,
     timeout: Duration,
-    connection: Option<Connection>,
+    connection: Option<Opened>,
     /// An attempt to connect that did not end in time (a name server that does not answer). The next call waits for it
     /// rather than start another.
-    attempt: Option<mpsc::Receiver<Result<Connection>>>,
+    attempt: Option<mpsc::Receiver<Result<Opened>>>,
     made: u64,
 }
 
@@ -54,23 +54,31 @@ impl Link {
     /// Connects, unless there is a connection.
     ///
     /// # Errors
-    /// `Error::Connection`, within the timeout; `Error::Refused`.
+    /// `Error::Connection`, within the timeout; `Error::Refused`; `Error::Unfit`.
     pub fn connect(&mut self) -> Result<()> {
+        let rendezvous = &self.target.rendezvous;
+        self.connection.take_if(|opened| !rendezvous.is_current(opened.visit));
         if self.connection.is_none() {
             let attempt = match self.attempt.take() {
                 Some(attempt) => attempt,
                 None => self.start_connecting()?,
             };
-            let limit = self.timeout.min(self.target.connect_timeout);
+            let limit = self.target.time_to_connect(self.timeout);
             match attempt.recv_timeout(limit) {
-                Ok(connection) => {
-                    self.connection = Some(connection.map_err(|error| error.at(&self.target))?);
+                Ok(opened) => {
+                    self.connection = Some(opened.map_err(|error| error.at(&self.target))?);
                     self.made += 1;
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.attempt = Some(attempt);
+                    // To a server that does not speak it, what TLS begins with is a command that has not come to its end.
+                    let hint = if self.target.tls.is_some() {
+                        ". Does it speak TLS there?"
+                    } else {
+                        ""
+                    };
                     return Err(Error::Connection(format!(
-                        "no connection to {} within {limit:?}",
+                        "no connection to {} within {limit:?}{hint}",
                         self.target
                     )));
                 }
@@ -83,12 +91,12 @@ impl Link {
     }
 
     /// A thread of its own: neither a name server nor a unix socket knows a timeout.
-    fn start_connecting(&self) -> Result<mpsc::Receiver<Result<Connection>>> {
+    fn start_connecting(&self) -> Result<mpsc::Receiver<Result<Opened>>> {
         let (sender, receiver) = mpsc::channel();
         let (target, timeout) = (self.target.clone(), self.timeout);
         threads::spawn("tracker-connect", move || {
             // Nobody listens any more when the link is gone; the connection is then closed.
-            let _ = sender.send(open(&target, timeout));
+            let _ = sender.send(server::open(&target, timeout));
         })?;
         Ok(receiver)
     }
@@ -121,7 +129,7 @@ impl Link {
         self.connect()?;
         match &mut self.connection {
             // An error that the server sends is a value to redis-rs, until it is asked to tell.
-            Some(connection) => Ok(connection.req_command(command).and_then(Value::extract_error)),
+            Some(opened) => Ok(opened.connection.req_command(command).and_then(Value::extract_error)),
             None => Err(Error::Internal("connected, but no connection".into())),
         }
     }
@@ -134,7 +142,9 @@ impl Link {
         self.connect()?;
         let count = commands.len();
         let answers = match &mut self.connection {
-            Some(connection) => connection.req_packed_commands(&commands.get_packed_pipeline(), 0, count),
+            Some(opened) => opened
+                .connection
+                .req_packed_commands(&commands.get_packed_pipeline(), 0, count),
             None => return Err(Error::Internal("connected, but no connection".into())),
         };
         if answers.is_err() {
@@ -245,34 +255,4 @@ impl Call {
         }
         command
     }
-}
-
-/// Connects, however long name servers and the system take for it.
-///
-/// # Errors
-/// `Error::Connection`; `Error::Refused`.
-pub(crate) fn open(target: &Target, timeout: Duration) -> Result<Connection> {
-    let address = match &target.address {
-        Address::Unix(path) => ConnectionAddr::Unix(path.clone()),
-        Address::Tcp(host, port) => ConnectionAddr::Tcp(host.clone(), *port),
-    };
-    let mut login = RedisConnectionInfo::default()
-        .set_db(target.db)
-        .set_lib_name("sidekiq-processing-tracker", env!("CARGO_PKG_VERSION"));
-    if let Some(password) = &target.password {
-        login = login.set_password(password);
-        // With a user always: a server without a password takes any from its default user in this form, and so do
-        // Ruby's clients.
-        login = login.set_username(target.username.as_deref().unwrap_or("default"));
-    }
-    let info = address
-        .into_connection_info()?
-        .set_redis_settings(login)
-        .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-    let connection = Client::open(info)?.get_connection_with_timeout(timeout.min(target.connect_timeout))?;
-    // redis-rs has taken its timeouts off again after the login.
-    let limit = Some(timeout.min(target.read_timeout));
-    connection.set_read_timeout(limit)?;
-    connection.set_write_timeout(limit)?;
-    Ok(connection)
 }

@@ -1,10 +1,10 @@
 //! Recovery on demand, from any process: a console has no engine.
 
+use crate::courier::{Courier, Delivery};
 use crate::decision::End;
 use crate::error::{Error, Result};
 use crate::events::{Event, Events};
 use crate::identity;
-use crate::keys::Keys;
 use crate::legacy::{self, Search};
 use crate::link::Link;
 use crate::parker::{Parker, Woken};
@@ -53,6 +53,8 @@ struct Orphans<'a> {
     search: Option<Search>,
     /// The instances that were listed at the call, and their lease ends then. `None` before they were asked for.
     listed: Option<HashMap<Vec<u8>, f64>>,
+    /// Delivers what was recovered, where Sidekiq's queues are elsewhere.
+    courier: Option<Courier>,
     current: Option<Recovery>,
     /// What stays, by instance: an instance is looked at again whenever its hold has run out.
     stuck: HashMap<Vec<u8>, u64>,
@@ -70,7 +72,7 @@ struct Orphans<'a> {
 /// `Error::Connection`, `Error::Refused` when Redis fails twice in a row.
 pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recovered> {
     let reaper = Reaper {
-        keys: Keys::new(&settings.namespace),
+        keys: settings.keys(),
         by: identity::draw(&settings.instance_id)?,
         pace: settings.pace(),
         hold: settings.hold,
@@ -83,6 +85,10 @@ pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recover
         cancel,
         search: Some(Search::default()),
         listed: None,
+        courier: settings
+            .queues
+            .clone()
+            .map(|queues| Courier::new(queues, settings.redis.read_timeout)),
         current: None,
         stuck: HashMap::new(),
         unnoted: false,
@@ -123,7 +129,7 @@ impl Orphans<'_> {
                 self.current = due.map(Recovery::new);
             }
             if self.current.is_none() {
-                return self.are_settled();
+                return Ok(self.deliver()? && self.are_settled()?);
             }
             if !self.step()? {
                 return Ok(false);
@@ -151,6 +157,23 @@ impl Orphans<'_> {
                     self.search = None;
                 }
                 Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Answers whether nothing is left to deliver, but for what cannot be.
+    fn deliver(&mut self) -> Result<bool> {
+        let (keys, events) = (&self.reaper.keys, &self.recovered.events);
+        while let Some(courier) = &mut self.courier {
+            let tell = |_: &str, text| events.push(Event::Warning(text));
+            match courier.step(&mut self.link, keys, &self.reaper.by, &self.reaper.policy, tell) {
+                Ok(Delivery::Found | Delivery::More) if !self.cancel.is_done() => {}
+                Ok(delivery) => return Ok(delivery == Delivery::Done),
+                Err(error) => {
+                    courier.discard();
+                    return Err(error);
+                }
             }
         }
         Ok(true)

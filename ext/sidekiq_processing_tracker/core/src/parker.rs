@@ -72,7 +72,18 @@ impl Parker {
 
     /// Ends the wait: what was waited for has come.
     pub fn unpark(&self) {
+        self.settle();
+        self.ring();
+    }
+
+    /// The first half of `unpark`, for who holds a lock that the woken thread needs at once: what was waited for has come.
+    /// To be followed by `ring`.
+    pub fn settle(&self) {
         lock(&self.flags).done = true;
+    }
+
+    /// The second half: wakes the thread.
+    pub fn ring(&self) {
         self.changed.notify_all();
     }
 

@@ -1,9 +1,12 @@
 //! What recovery needs to know of a job. A payload is read, never written again: its bytes go back as they came.
 
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha1_smol::Sha1;
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 /// The facts that a payload tells about its job. All empty for one that cannot be read.
@@ -66,6 +69,91 @@ pub fn counted_as(facts: &Facts, payload: &[u8]) -> String {
     match &facts.jid {
         Some(jid) if !jid.is_empty() => jid.clone(),
         _ => Sha1::from(payload).digest().to_string(),
+    }
+}
+
+/// Where a payload says when it was enqueued, or would.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// There, the value.
+    At(Range<usize>),
+    /// Nowhere: before this closing brace.
+    Missing(usize),
+}
+
+/// What is to be known of a job that goes to its queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enqueuing {
+    /// The queue.
+    pub queue: String,
+    /// The place of `enqueued_at`.
+    pub enqueued_at: Place,
+}
+
+/// Reads a job that Sidekiq's client would push with no change but that of `enqueued_at`. `None` for any other: one that it
+/// would refuse (no class, no arguments), add fields to (an id, one of its `defaults`), schedule (`at`) or read in another way
+/// than it is written (a field that comes twice). In doubt that client decides.
+#[must_use]
+pub fn place_of_enqueued_at(payload: &[u8], defaults: &[String]) -> Option<Enqueuing> {
+    // Ruby refuses some of what can be skipped here without looking into it, and reads no bytes that are not UTF-8.
+    let text = std::str::from_utf8(payload).ok()?;
+    let fields: Fields = serde_json::from_str(text).ok()?;
+    let is = |name: &str, kind: fn(&str) -> bool| fields.0.get(name).is_some_and(|value| kind(value.get()));
+    let is_absent_or = |name: &str, kind: fn(&str) -> bool| fields.0.get(name).is_none_or(|value| kind(value.get()));
+    let text_of = |name: &str| -> Option<String> {
+        let value = serde_json::from_str::<String>(fields.0.get(name)?.get()).ok()?;
+        Some(value).filter(|value| !value.is_empty())
+    };
+    let regular = text_of("class").is_some()
+        && text_of("jid").is_some()
+        && is("args", |value| value.starts_with('['))
+        && is("created_at", |value| value != "null" && value != "false")
+        && is_absent_or("tags", |value| {
+            value == "null" || value == "false" || value.starts_with('[')
+        })
+        && is_absent_or("retry_for", |value| {
+            value == "null" || value == "false" || value.parse::<u32>().is_ok_and(|seconds| seconds <= 1_000_000_000)
+        })
+        && !fields.0.contains_key("at")
+        && defaults.iter().all(|name| fields.0.contains_key(&name[..]))
+        && serde_json::from_str::<serde_json::Value>(text).is_ok();
+    let queue = text_of("queue").filter(|_| regular)?;
+    let enqueued_at = match fields.0.get("enqueued_at") {
+        Some(value) => {
+            let start = value.get().as_ptr() as usize - text.as_ptr() as usize;
+            Place::At(start..start + value.get().len())
+        }
+        None => Place::Missing(text.rfind('}')?),
+    };
+    Some(Enqueuing { queue, enqueued_at })
+}
+
+/// The fields of an object, none of which comes twice.
+struct Fields<'a>(HashMap<Cow<'a, str>, &'a RawValue>);
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EachFieldVisitor)
+    }
+}
+
+struct EachFieldVisitor;
+
+impl<'de> Visitor<'de> for EachFieldVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a job")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = HashMap::new();
+        while let Some((name, value)) = map.next_entry::<Cow<'de, str>, &'de RawValue>()? {
+            if fields.insert(name, value).is_some() {
+                return Err(A::Error::custom("a field comes twice"));
+            }
+        }
+        Ok(Fields(fields))
     }
 }
 

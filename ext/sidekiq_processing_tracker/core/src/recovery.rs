@@ -2,10 +2,12 @@
 
 use crate::dead_set::Death;
 use crate::decision::{self, Decision, End, Source, Suspect, Timetable};
+use crate::due::Returning;
 use crate::entry::Token;
 use crate::error::{Error, Result};
 use crate::events::{Event, Settled};
 use crate::failpoint;
+use crate::host;
 use crate::identity;
 use crate::keys::Keys;
 use crate::legacy;
@@ -40,10 +42,14 @@ pub struct Reaper {
 pub struct Recovery {
     /// The identity as it stands in Redis.
     from: Vec<u8>,
+    /// It is dead for certain: its lease end as it was read before the proof, and what the proof is.
+    certain: Option<(Vec<u8>, String)>,
     /// What an instance with its lease settles itself, by token. `None` for the recovery of a dead one.
     own: Option<HashMap<Token, Dropped>>,
     /// What is known of the instance. `None` before it is reaped.
     instance: Option<Instance>,
+    /// What its scheduler has left goes back to where it was.
+    returning: Option<Returning>,
     /// The tokens that are to be settled now; the last comes first.
     tokens: Vec<Token>,
     /// How often those were orphaned that are known to have been.
@@ -76,6 +82,8 @@ struct Instance {
     at: Instant,
     /// Nothing was in flight: it is only to be removed.
     empty: bool,
+    /// The indexes in which it stands.
+    indexes: Vec<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -102,6 +110,8 @@ pub struct Report {
     pub superseded: u64,
     /// Jobs that stay in flight, since something else lies under their queues' keys.
     pub stuck: u64,
+    /// Due jobs of its scheduler that stay where they are, since something else lies under their set's key.
+    pub stuck_due: u64,
     /// Fields that are no tokens.
     pub unreadable: u64,
     /// Whether something else lies under the key of the instance's in-flight hash.
@@ -135,13 +145,25 @@ impl Recovery {
         Self {
             legacy: legacy::Recovery::of(&from),
             from,
+            certain: None,
             own: None,
             instance: None,
+            returning: None,
             tokens: Vec::new(),
             counts: HashMap::new(),
             suspects: Vec::new(),
             piece: None,
             report: Report::default(),
+        }
+    }
+
+    /// The recovery of the instance `from`, which is dead for certain though its lease runs: until `lease_end`, as Redis has
+    /// told before that was proved. `proof`: how it is known.
+    #[must_use]
+    pub fn certain(from: Vec<u8>, lease_end: Vec<u8>, proof: String) -> Self {
+        Self {
+            certain: Some((lease_end, proof)),
+            ..Self::new(from)
         }
     }
 
@@ -173,30 +195,63 @@ impl Recovery {
         }
         if self.instance.is_none() {
             return match &self.own {
-                None => self.reap(link, reaper),
+                None => self.reap(link, reaper, tell),
                 Some(_) => self.look(link, reaper),
             };
         }
-        if self.piece.is_some() {
+        if self.returning.is_some() {
+            self.put_due_back(link, reaper, tell)
+        } else if self.piece.is_some() {
             self.settle(link, reaper, tell)
         } else {
             self.peek(link, reaper)
         }
     }
 
-    fn reap(&mut self, link: &mut Link, reaper: &Reaper) -> Result<Progress> {
+    fn reap(&mut self, link: &mut Link, reaper: &Reaper, mut tell: impl FnMut(Event)) -> Result<Progress> {
         failpoint::reach("before_reap");
-        let reaped = scripts::reap(link, &reaper.keys, reaper.pace, &self.from, &reaper.by, reaper.hold)?;
+        let lease_end = self.certain.as_ref().map(|(lease_end, _)| &lease_end[..]);
+        let (keys, hold) = (&reaper.keys, reaper.hold);
+        let reaped = scripts::reap(link, keys, reaper.pace, &self.from, &reaper.by, hold, lease_end)?;
         failpoint::reach("after_reap");
         match reaped {
-            Reaped::Fenced(found) => self.found(found),
+            Reaped::Fenced(found) => {
+                if let Some((_, proof)) = &self.certain {
+                    let from = String::from_utf8_lossy(&self.from);
+                    tell(Event::Note(format!(
+                        "found dead before its lease ran out: {from}: {proof}"
+                    )));
+                }
+                self.found(reaper, found);
+            }
             Reaped::Gone | Reaped::Runs => self.report.idle = true,
             Reaped::Overwritten => self.report.overwritten = true,
         }
         self.proceed()
     }
 
-    fn found(&mut self, found: Found) {
+    /// The next step in putting back what the scheduler of the dead had claimed. It was no run, so nothing of it is counted,
+    /// and all of it goes back, marked or not.
+    fn put_due_back(&mut self, link: &mut Link, reaper: &Reaper, mut tell: impl FnMut(Event)) -> Result<Progress> {
+        let Some(returning) = &mut self.returning else {
+            return Ok(Progress::More);
+        };
+        if let Some(returned) = returning.step(link, &reaper.keys)? {
+            self.returning = None;
+            self.report.stuck_due += returned.stuck;
+            if returned.back > 0 {
+                let from = String::from_utf8_lossy(&self.from);
+                let back = returned.back;
+                tell(Event::Note(format!(
+                    "put {back} due jobs of {from} back, which it had not pushed"
+                )));
+            }
+        }
+        self.proceed()
+    }
+
+    fn found(&mut self, reaper: &Reaper, found: Found) {
+        self.returning = found.scheduled.then(|| Returning::of(&self.from));
         self.instance = Some(Instance {
             source: Source::read(&found.info),
             timetable: Timetable {
@@ -206,6 +261,7 @@ impl Recovery {
             },
             at: Instant::now(),
             empty: found.fields.is_empty(),
+            indexes: host::indexes(&reaper.keys, &found.info),
         });
         let count = found.fields.len();
         self.tokens = found.fields.into_iter().filter_map(Token::read).collect();
@@ -221,6 +277,7 @@ impl Recovery {
             timetable: Timetable::beginning(),
             at: Instant::now(),
             empty: false,
+            indexes: Vec::new(),
         });
         self.tokens = self.own.iter().flat_map(HashMap::keys).cloned().collect();
         self.tokens.sort_by_key(Token::order);
@@ -337,9 +394,12 @@ impl Recovery {
             piece: &piece.name,
             own: self.own.is_some(),
             // What is stuck is tried again as soon as ever.
-            rest: piece.rest.filter(|_| self.report.stuck + self.report.unreadable == 0),
+            rest: piece
+                .rest
+                .filter(|_| self.report.stuck + self.report.stuck_due + self.report.unreadable == 0),
             policy: &reaper.policy,
             sidekiq_identity: instance.source.sidekiq_identity.as_deref(),
+            indexes: &instance.indexes,
         };
         let Some(settled) = scripts::recover(link, &reaper.keys, &settlement, &piece.orphans)? else {
             self.report.idle = true;
@@ -399,6 +459,9 @@ impl Recovery {
 
     /// Goes on, unless there is nothing left to do.
     fn proceed(&mut self) -> Result<Progress> {
+        if self.returning.is_some() {
+            return Ok(Progress::More);
+        }
         if self.instance.is_some() && self.piece.is_none() && self.tokens.is_empty() {
             self.release_suspects()?;
         }
@@ -473,6 +536,14 @@ impl Report {
                 "The key {} of the dead instance {from} holds something that is no hash: its jobs can't be recovered. \
                  It is looked at again until that key is gone",
                 keys.inflight(from)
+            ));
+        }
+        if self.stuck_due > 0 {
+            return Some(format!(
+                "{} holds due jobs of the dead instance {from} that cannot go back, since the keys of their sets (retry, \
+                 schedule) hold something else: {}. It is tried again until that hash is empty",
+                keys.due(from),
+                self.stuck_due
             ));
         }
         if self.stuck == 0 && self.unreadable == 0 {

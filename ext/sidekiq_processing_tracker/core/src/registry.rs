@@ -133,7 +133,7 @@ struct Outstanding {
 }
 
 /// What came out of an answered turn that somebody should know of.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Remarks {
     /// Queues under whose keys something else lies: their jobs could not be put back and stay in flight.
     pub stuck: Vec<Vec<u8>>,
@@ -143,6 +143,19 @@ pub struct Remarks {
     pub asked: usize,
     /// See `asked`.
     pub claimed: usize,
+    /// Whom to ring, when no lock is held any more.
+    pub called: Calls,
+}
+
+/// Threads that are on their way and still to be rung.
+#[derive(Debug, Default)]
+pub struct Calls(Vec<Arc<Parker>>);
+
+impl Calls {
+    /// Rings them. Each will want the registry's lock at once.
+    pub fn ring(self) {
+        self.0.iter().for_each(|parker| parker.ring());
+    }
 }
 
 impl Job {
@@ -227,6 +240,13 @@ impl Registry {
     pub fn stop_waiting(&mut self, crew: usize, parker: &Arc<Parker>, now: Instant) {
         if let Some(crew) = self.crews.get_mut(crew) {
             crew.stop_waiting(parker, now);
+        }
+    }
+
+    /// A thread of this crew has been woken, and waits no more.
+    pub fn arrive(&mut self, crew: usize, parker: &Arc<Parker>) {
+        if let Some(crew) = self.crews.get_mut(crew) {
+            crew.arrive(parker);
         }
     }
 
@@ -560,7 +580,7 @@ impl Registry {
     }
 
     /// What was claimed. A crew that got less than it asked for knows that its queues are empty, unless the answer was cut.
-    fn claimed(&mut self, claims: &[usize], records: usize, mut claimed: Vec<(Token, Vec<u8>)>, now: Instant) {
+    fn claimed(&mut self, claims: &[usize], records: usize, mut claimed: Vec<(Token, Vec<u8>)>, now: Instant) -> Calls {
         // A repeated turn answers in any order.
         claimed.sort_by_key(|(token, _)| token.order());
         for number in claims {
@@ -596,11 +616,13 @@ impl Registry {
         }
         self.largest -= self.largest / 64;
         self.put_ready_back(back);
+        let mut calls = Vec::new();
         for (crew, missing) in self.crews.iter_mut().zip(missing) {
             crew.dry |= missing > 0 && bytes < BATCH_BYTES;
-            crew.wake();
+            calls.extend(crew.call());
             crew.weigh(now);
         }
+        Calls(calls)
     }
 
     /// A turn has taken so long to be answered.
@@ -622,7 +644,7 @@ impl Registry {
         remarks.asked = outstanding.claims.len();
         outstanding.marks.iter().for_each(|parker| parker.unpark());
         let records = outstanding.records.len();
-        self.claimed(&outstanding.claims, records, done.claimed, now);
+        remarks.called = self.claimed(&outstanding.claims, records, done.claimed, now);
         for (position, waiter) in outstanding.requeues.into_iter().enumerate() {
             if done.undone.contains(&position) {
                 remarks.stuck.push(match &outstanding.turn.requeues[position] {

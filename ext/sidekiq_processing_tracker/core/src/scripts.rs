@@ -3,9 +3,11 @@
 use crate::decision::{Decision, End, Reason};
 use crate::entry::Token;
 use crate::error::{Error, Result};
+use crate::host;
 use crate::keys::{self, Keys};
 use crate::link::{Call, Link};
 use crate::payload::{Facts, LockKind};
+use crate::server;
 use crate::settings::{Pace, Policy};
 use redis::Value;
 use std::collections::HashMap;
@@ -34,8 +36,8 @@ impl Script {
 
 /// A script put together of files in `lua/`.
 macro_rules! script {
-    ($name:ident, $($file:literal),+) => {
-        static $name: Script = {
+    ($visibility:vis $name:ident, $($file:literal),+) => {
+        $visibility static $name: Script = {
             const SOURCE: &str = concat!($(include_str!(concat!("lua/", $file, ".lua"))),+);
             Script {
                 source: SOURCE,
@@ -47,7 +49,8 @@ macro_rules! script {
 
 pub(crate) use script;
 
-script!(REGISTER, "clock", "register");
+script!(REGISTER, "clock", "index", "register");
+script!(ENLIST, "index", "enlist");
 script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
@@ -56,12 +59,17 @@ script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
 script!(CLEAR_LOCK, "unique_locks", "clear_lock");
 script!(LEAVE, "requeue", "leave");
 script!(SURVEY, "survey");
+script!(RIGHTS, "rights");
+script!(pub(crate) OUTBOX_LOOK, "outbox_look");
+script!(pub(crate) OUTBOX_REMOVE, "outbox_remove");
+script!(pub(crate) DELIVER, "requeue", "unique_locks", "deliver");
 
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
 pub fn prepare() {
     let scripts = [
         &REGISTER,
+        &ENLIST,
         &BEAT,
         &TURN,
         &REAP,
@@ -70,8 +78,16 @@ pub fn prepare() {
         &CLEAR_LOCK,
         &LEAVE,
         &SURVEY,
+        &RIGHTS,
+        &OUTBOX_LOOK,
+        &OUTBOX_REMOVE,
+        &DELIVER,
     ];
-    for script in scripts.into_iter().chain(crate::legacy::SCRIPTS) {
+    for script in scripts
+        .into_iter()
+        .chain(crate::legacy::SCRIPTS)
+        .chain(crate::due::SCRIPTS)
+    {
         LazyLock::force(&script.hash);
     }
 }
@@ -100,6 +116,12 @@ pub fn register(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, info: 
     for (field, value) in info {
         call.arg(field.as_str()).arg(value.as_str());
     }
+    let info = info
+        .iter()
+        .map(|(field, value)| (field.clone().into_bytes(), value.clone().into_bytes()));
+    for index in host::indexes(keys, &info.collect()) {
+        call.also(index);
+    }
     let mut answer = Answer::to("register", link.run(&REGISTER, &call)?)?;
     answer.pace()
 }
@@ -109,15 +131,24 @@ pub fn register(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, info: 
 pub struct Beat {
     /// The pace that holds from now on.
     pub pace: Pace,
+    /// How many instances are on its host, where that was asked.
+    pub hosted: Option<u64>,
     /// When this beat moved the clock: how many instances there are, and one whose lease has run out.
     pub seen: Option<(u64, Option<Vec<u8>>)>,
 }
 
-/// Renews the lease.
+/// Renews the lease. `host`: the place by which the instance is known on its host, to be told how many are there.
 ///
 /// # Errors
 /// As for `register`.
-pub fn beat(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, progress: bool) -> Result<Fenced<Beat>> {
+pub fn beat(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    pace: Pace,
+    progress: bool,
+    host: Option<&str>,
+) -> Result<Fenced<Beat>> {
     let mut call = Call::new([
         keys.clock(),
         keys.instances(),
@@ -128,17 +159,20 @@ pub fn beat(link: &mut Link, keys: &Keys, identity: &str, pace: Pace, progress: 
         .millis(pace.step)
         .millis(pace.ttl)
         .number(u8::from(progress));
+    if let Some(host) = host {
+        call.also(keys.host(host).into_bytes());
+    }
     let mut answer = Answer::to("beat", link.run(&BEAT, &call)?)?;
     if answer.text()? == "lost" {
         return Ok(Fenced::Lost);
     }
-    let pace = answer.pace()?;
+    let (pace, hosted) = (answer.pace()?, u64::try_from(answer.integer()?).ok());
     let seen = if answer.is_empty() {
         None
     } else {
         Some((answer.number()?, Some(answer.bytes()?).filter(|due| !due.is_empty())))
     };
-    Ok(Fenced::Alive(Beat { pace, seen }))
+    Ok(Fenced::Alive(Beat { pace, hosted, seen }))
 }
 
 /// A job that goes back to its queue.
@@ -218,10 +252,10 @@ pub enum Turned {
 /// As for `register`.
 pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<Turned> {
     let mut call = Call::new([
-        keys.inflight(identity),
-        keys.info(identity),
-        keys::QUEUES.to_owned(),
-        keys.counted(),
+        keys.inflight(identity).into_bytes(),
+        keys.info(identity).into_bytes(),
+        keys.queues(),
+        keys.counted().into_bytes(),
     ]);
     call.number(turn.call).count(turn.marks.len());
     for class in &turn.marks {
@@ -240,10 +274,10 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         match requeue {
             Requeue::Recorded(token) => {
                 let queue = token.queue();
-                call.arg(token.as_bytes()).key(keys::queue(queue)).arg(queue).arg("");
+                call.arg(token.as_bytes()).key(keys.queue(queue)).arg(queue).arg("");
             }
             Requeue::Unrecorded { queue, payload } => {
-                call.arg("").key(keys::queue(queue)).arg(&queue[..]).arg(&payload[..]);
+                call.arg("").key(keys.queue(queue)).arg(&queue[..]).arg(&payload[..]);
             }
         }
     }
@@ -257,7 +291,7 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         for order in &claim.orders {
             let indexes: Vec<String> = order
                 .iter()
-                .map(|queue| call.index_of(keys::queue(queue)).to_string())
+                .map(|queue| call.index_of(keys.queue(queue)).to_string())
                 .collect();
             call.arg(indexes.join(" "));
         }
@@ -316,28 +350,40 @@ pub struct Found {
     pub info: Info,
     /// The fields of its in-flight hash.
     pub fields: Vec<Vec<u8>>,
+    /// Whether its scheduler has left anything.
+    pub scheduled: bool,
 }
 
 /// An instance's info, by field.
 pub type Info = HashMap<Vec<u8>, Vec<u8>>;
 
 /// Fences an instance whose lease has run out and holds it for the reaper `by`, for `hold` at most. The reaper may ask
-/// again while it holds it.
+/// again while it holds it. `lease_end`, for an instance that is dead for certain: its lease end as it was read before the
+/// proof of that; it is fenced at once if it still is that one.
 ///
 /// # Errors
 /// As for `register`.
-pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &[u8], by: &str, hold: Duration) -> Result<Reaped> {
+pub fn reap(
+    link: &mut Link,
+    keys: &Keys,
+    pace: Pace,
+    identity: &[u8],
+    by: &str,
+    hold: Duration,
+    lease_end: Option<&[u8]>,
+) -> Result<Reaped> {
     let mut call = Call::new([
         keys.clock().into_bytes(),
         keys.instances().into_bytes(),
         keys.inflight_of(identity),
         keys.info_of(identity),
+        keys.due_of(identity),
     ]);
     call.millis(pace.step)
         .millis(pace.ttl)
         .arg(identity)
         .millis(hold)
-        .arg("")
+        .arg(lease_end.unwrap_or_default())
         .arg(by);
     let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
     match answer.text()?.as_str() {
@@ -353,6 +399,7 @@ pub fn reap(link: &mut Link, keys: &Keys, pace: Pace, identity: &[u8], by: &str,
             },
             info: info_of(answer.list()?)?,
             fields: answer.list()?.all_bytes()?,
+            scheduled: answer.number()? == 1,
         })),
     }
 }
@@ -463,6 +510,8 @@ pub struct Settlement<'a> {
     pub policy: &'a Policy,
     /// The identity by which Sidekiq knows the instance's process.
     pub sidekiq_identity: Option<&'a [u8]>,
+    /// The indexes in which the instance stands.
+    pub indexes: &'a [Vec<u8>],
 }
 
 /// What became of orphans.
@@ -494,11 +543,11 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
         keys.stats().into_bytes(),
         keys.journal().into_bytes(),
         keys.counted().into_bytes(),
-        keys::QUEUES.into(),
-        keys::DEAD.into(),
-        keys::PROCESSES.into(),
-        keys::DIGESTS.into(),
-        keys::EXPIRING_DIGESTS.into(),
+        keys.queues(),
+        keys.dead(),
+        keys.processes(),
+        keys.digests(),
+        keys.expiring_digests(),
     ]);
     call.arg(from).arg(settlement.by);
     call.millis(settlement.pace.step)
@@ -513,10 +562,12 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
     call.millis(policy.recovery_window)
         .millis(policy.dead_timeout)
         .number(policy.dead_max_jobs);
-    match settlement.sidekiq_identity {
+    match settlement.sidekiq_identity.filter(|_| !keys.has_outbox()) {
         Some(name) => call.keys([name.to_vec(), [name, b":work"].concat()]).arg(name),
         None => call.arg("0").arg(""),
     };
+    call.key(keys.due_of(from)).count(settlement.indexes.len());
+    call.keys(settlement.indexes.iter().cloned());
     for orphan in orphans {
         let queue = orphan.token.queue();
         let decision = match orphan.decision {
@@ -531,13 +582,16 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
             None => call.arg(""),
         };
         call.key(keys.recoveries(&orphan.counted_as).into_bytes())
-            .key(keys::queue(queue))
+            .key(match orphan.decision {
+                Decision::RequeueLast => keys.queue_last(queue),
+                _ => keys.queue(queue),
+            })
             .arg(queue)
             .arg(orphan.facts.jid.as_deref().unwrap_or_default())
             .arg(orphan.facts.class.as_deref().unwrap_or_default())
             .arg(orphan.decision.reason().map_or("", Reason::name))
             .arg(&orphan.entry[..]);
-        lock_of(&mut call, &orphan.facts);
+        lock_of(&mut call, keys, &orphan.facts);
     }
     let mut answer = Answer::to("recover", link.run(&RECOVER, &call)?)?;
     if answer.text()? != "done" {
@@ -561,11 +615,12 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
     }))
 }
 
-/// Adds the lock of sidekiq-unique-jobs that a job may hold.
-pub(crate) fn lock_of(call: &mut Call, facts: &Facts) {
+/// Adds the lock of sidekiq-unique-jobs that a job may hold. Locks are where the queues are: with an outbox, whoever
+/// delivers settles them.
+pub(crate) fn lock_of(call: &mut Call, keys: &Keys, facts: &Facts) {
     match &facts.lock {
         // Without an id it cannot hold one.
-        Some(lock) if facts.jid.is_some() => call
+        Some(lock) if facts.jid.is_some() && !keys.has_outbox() => call
             .arg(match lock.kind {
                 LockKind::UntilAndWhileExecuting => "taken",
                 LockKind::UntilExecuted => "checked",
@@ -609,25 +664,37 @@ pub fn clear_unique_lock(link: &mut Link, digest: &str, jid: Option<&str>) -> Re
     whole("clear_lock", link.run(&CLEAR_LOCK, &call)?).map(|freed| freed > 0)
 }
 
-/// Leaves for good: acks, puts `requeues` back, gives up the lease. Answers how many jobs stay for the next reaper.
+/// Leaves for good: acks, puts `requeues` back, gives up the lease, and leaves the indexes in which it stands. Answers how
+/// many jobs stay for the next reaper.
 ///
 /// # Errors
 /// As for `register`.
-pub fn leave(link: &mut Link, keys: &Keys, identity: &str, acks: &[Token], requeues: &[Token]) -> Result<Fenced<u64>> {
+pub fn leave(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    indexes: &[Vec<u8>],
+    acks: &[Token],
+    requeues: &[Token],
+) -> Result<Fenced<u64>> {
     let mut call = Call::new([
-        keys.instances(),
-        keys.inflight(identity),
-        keys.info(identity),
-        keys::QUEUES.to_owned(),
+        keys.instances().into_bytes(),
+        keys.inflight(identity).into_bytes(),
+        keys.info(identity).into_bytes(),
+        keys.queues(),
+        keys.due(identity).into_bytes(),
     ]);
-    call.arg(identity).count(acks.len());
+    for index in indexes {
+        call.also(index.clone());
+    }
+    call.arg(identity).count(indexes.len()).count(acks.len());
     for token in acks {
         call.arg(token.as_bytes());
     }
     call.count(requeues.len());
     for token in requeues {
         call.arg(token.as_bytes())
-            .key(keys::queue(token.queue()))
+            .key(keys.queue(token.queue()))
             .arg(token.queue());
     }
     let mut answer = Answer::to("leave", link.run(&LEAVE, &call)?)?;
@@ -635,6 +702,78 @@ pub fn leave(link: &mut Link, keys: &Keys, identity: &str, acks: &[Token], reque
         return Ok(Fenced::Lost);
     }
     Ok(Fenced::Alive(answer.number()?))
+}
+
+/// Which of these commands the user may not do, each on a key, and by the number that was given with it. None before Redis
+/// 7.0, which does not tell.
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn forbidden<'a>(
+    link: &mut Link,
+    wanted: impl Iterator<Item = (&'a str, &'a str, usize)>,
+) -> Result<Vec<(String, usize)>> {
+    let mut call = Call::default();
+    for (command, key, number) in wanted {
+        call.arg(command).arg(key).count(number);
+    }
+    let mut answer = Answer::to("rights", link.run(&RIGHTS, &call)?)?;
+    let mut forbidden = Vec::new();
+    while !answer.is_empty() {
+        let (command, number) = (answer.text()?, answer.text()?);
+        let number = number
+            .parse()
+            .map_err(|_| Error::protocol("rights", "a number was expected"))?;
+        forbidden.push((command, number));
+    }
+    Ok(forbidden)
+}
+
+/// What stands in an index: how many instances (`None` where somebody has overwritten it), and of some of them the identity and the entry.
+pub type Index = (Option<u64>, Vec<(Vec<u8>, Vec<u8>)>);
+
+/// Keeps an instance in the indexes in which others look for it, for as long as `lives` from now on. Answers for each what
+/// stands there, `most` instances at most.
+///
+/// # Errors
+/// As for `register`.
+pub fn enlist(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    indexes: &[String],
+    lives: Duration,
+    most: usize,
+) -> Result<Fenced<Vec<Index>>> {
+    let own = [keys.inflight(identity), keys.info(identity)];
+    let mut call = Call::new(own.iter().chain(indexes).map(String::as_str));
+    call.arg(identity).millis(lives).count(most);
+    let mut answer = Answer::to("enlist", link.run(&ENLIST, &call)?)?;
+    if answer.text()? == "lost" {
+        return Ok(Fenced::Lost);
+    }
+    let mut found = Vec::with_capacity(indexes.len());
+    while !answer.is_empty() {
+        let (count, mut pairs) = (u64::try_from(answer.integer()?).ok(), answer.list()?);
+        let mut entries = Vec::new();
+        while !pairs.is_empty() {
+            entries.push((pairs.bytes()?, pairs.bytes()?));
+        }
+        found.push((count, entries));
+    }
+    Ok(Fenced::Alive(found))
+}
+
+/// When an instance's lease ends, as Redis writes it. `None` for one that is not listed.
+///
+/// # Errors
+/// As for `register`.
+pub fn lease_end(link: &mut Link, keys: &Keys, identity: &[u8]) -> Result<Option<Vec<u8>>> {
+    let mut command = redis::cmd("ZSCORE");
+    match link.command(command.arg(keys.instances()).arg(identity))? {
+        Value::Nil => Ok(None),
+        score => bytes("ZSCORE", score).map(Some),
+    }
 }
 
 /// All fields of an instance's in-flight hash, or `Lost` when it has no lease.
@@ -658,6 +797,9 @@ pub fn fields(link: &mut Link, keys: &Keys, identity: &str) -> Result<Fenced<Vec
 /// The error, naming the key where Redis only says that some key holds something else.
 #[must_use]
 pub fn explain(link: &mut Link, keys: &Keys, identity: &str, error: &Error) -> Error {
+    if let Some(explained) = server::explain(link, keys, error) {
+        return explained;
+    }
     if !matches!(error, Error::Refused(text) if text.contains("WRONGTYPE")) {
         return error.clone();
     }
@@ -827,7 +969,7 @@ impl Answer {
         self.values.as_slice().is_empty()
     }
 
-    fn next(&mut self) -> Result<Value> {
+    pub(crate) fn next(&mut self) -> Result<Value> {
         self.values
             .next()
             .ok_or_else(|| Error::protocol(self.call, "it is too short"))
@@ -837,7 +979,7 @@ impl Answer {
         self.values
     }
 
-    fn all_bytes(self) -> Result<Vec<Vec<u8>>> {
+    pub fn all_bytes(self) -> Result<Vec<Vec<u8>>> {
         let call = self.call;
         self.values.map(|value| bytes(call, value)).collect()
     }
@@ -856,7 +998,7 @@ impl Answer {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    fn integer(&mut self) -> Result<i64> {
+    pub fn integer(&mut self) -> Result<i64> {
         match self.next()? {
             Value::Int(number) => Ok(number),
             _ => Err(Error::protocol(self.call, "a number was expected")),

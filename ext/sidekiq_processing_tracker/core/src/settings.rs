@@ -1,51 +1,9 @@
 //! What an engine is started with.
 
-use std::fmt;
+use crate::keys::Keys;
+use crate::target::Target;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// Where Redis is and how to get in.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Target {
-    /// The server's address.
-    pub address: Address,
-    /// The database's number.
-    pub db: i64,
-    /// The user of an ACL.
-    pub username: Option<String>,
-    /// The password.
-    pub password: Option<String>,
-    /// How long a connection may take to come about.
-    pub connect_timeout: Duration,
-    /// How long a reply may take.
-    pub read_timeout: Duration,
-}
-
-/// A server's address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    /// A unix socket.
-    Unix(PathBuf),
-    /// Host and port.
-    Tcp(String, u16),
-}
-
-/// Shows the server and the database, never the credentials.
-impl fmt::Display for Target {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.address {
-            Address::Unix(path) => write!(formatter, "unix:{} db {}", path.display(), self.db),
-            Address::Tcp(host, port) if host.contains(':') => write!(formatter, "redis://[{host}]:{port}/{}", self.db),
-            Address::Tcp(host, port) => write!(formatter, "redis://{host}:{port}/{}", self.db),
-        }
-    }
-}
-
-impl fmt::Debug for Target {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "Target({self})")
-    }
-}
 
 /// The settings of an engine. Ruby has validated them; the engine only keeps them within what it can work with.
 #[derive(Debug, Clone)]
@@ -62,6 +20,8 @@ pub struct Settings {
     pub hold: Duration,
     /// Redis.
     pub redis: Target,
+    /// Where Sidekiq's queues are, if not in `redis`. Then jobs are never fetched natively.
+    pub queues: Option<Target>,
     /// What the instance tells about itself.
     pub info: Vec<(String, String)>,
     /// Look for work from time to time, rather than be told of it by Redis.
@@ -70,6 +30,10 @@ pub struct Settings {
     pub fetch: Fetch,
     /// What is to become of orphans.
     pub policy: Policy,
+    /// Where the system tells of processes, to be certain of deaths before leases end. `None`: only leases decide.
+    pub proc: Option<PathBuf>,
+    /// `exclusive_instance_id`: the label is this process' alone, so whoever had it before is dead.
+    pub exclusive: bool,
 }
 
 /// Whose fetch takes jobs from the queues.
@@ -122,10 +86,30 @@ pub enum Timestamps {
     Milliseconds,
 }
 
+impl Timestamps {
+    /// A time since the epoch, as JSON.
+    #[must_use]
+    pub fn text(self, time: Duration) -> String {
+        match self {
+            Self::Seconds => format!("{}.{:06}", time.as_secs(), time.subsec_micros()),
+            Self::Milliseconds => time.as_millis().to_string(),
+        }
+    }
+}
+
 /// No step is shorter: at some point beats are all that a process does, and in this namespace all others too.
 const SHORTEST_STEP: Duration = Duration::from_millis(50);
 
 impl Settings {
+    /// The keys of the namespace.
+    #[must_use]
+    pub fn keys(&self) -> Keys {
+        match self.queues {
+            None => Keys::new(&self.namespace),
+            Some(_) => Keys::with_outbox(&self.namespace),
+        }
+    }
+
     /// `step`: the pace of the lease clock, the lesser of the interval and a fifth of the ttl.
     #[must_use]
     pub fn pace(&self) -> Pace {
@@ -146,6 +130,9 @@ impl Settings {
         let mut told = self.info.clone();
         told.push(("track".into(), track.into()));
         told.push(("fetch".into(), fetch.into()));
+        if self.exclusive {
+            told.push(("exclusive".into(), self.instance_id.clone()));
+        }
         told
     }
 }
@@ -164,23 +151,5 @@ impl Pace {
     #[must_use]
     pub fn pause(&self) -> Duration {
         (self.step / 5).min(Duration::from_secs(1))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shows_no_credentials() {
-        let target = Target {
-            address: Address::Tcp("::1".into(), 6379),
-            db: 2,
-            username: Some("joe".into()),
-            password: Some("secret".into()),
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(1),
-        };
-        assert_eq!(format!("{target:?}"), "Target(redis://[::1]:6379/2)");
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! All of it lies under one lock, which is never held over a call to Redis, a wait, or anything of Ruby's.
 
+use crate::claims::Claims;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::events::{Event, Events, LostJob};
@@ -23,6 +24,8 @@ pub(crate) struct Shared {
     /// Ruby has done something since the last note of it.
     pub progress: AtomicBool,
     state: Mutex<State>,
+    /// What the claims thread works with. Who has the lock is at the helm. It is never taken by one who has the state's.
+    pub helm: Mutex<Option<Claims>>,
     pub claims_wake: Condvar,
     pub control_wake: Condvar,
     pub alarm_wake: Condvar,
@@ -45,8 +48,10 @@ pub(crate) struct State {
     pub beat_waiters: Vec<Arc<Parker>>,
     /// The control thread cannot connect and wants its beat sent by the claims thread.
     pub ride: bool,
-    /// The claims thread waits for something to do.
+    /// The claims thread waits for something to do, and nobody else is at the helm.
     pub claims_idle: bool,
+    /// Until when the claims thread waits, at most.
+    pub claims_until: Option<Instant>,
     /// The id of the connection that is told of changes in queues, while there is one.
     pub told: Option<i64>,
     /// The same, of one that should have been told and was not.
@@ -55,6 +60,8 @@ pub(crate) struct State {
     pub alarm: bool,
     /// How many instances there are, as far as this one knows.
     pub instances: u64,
+    /// The indexes in which the registered instance stands.
+    pub indexes: Vec<Vec<u8>>,
     pub phase: Phase,
     pub left_cleanly: bool,
     /// What was lost with the identity before, to be told with the next one.
@@ -147,7 +154,7 @@ impl Shared {
     pub fn new(settings: Settings) -> Result<Self> {
         let pace = settings.pace();
         Ok(Self {
-            keys: Keys::new(&settings.namespace),
+            keys: settings.keys(),
             events: Events::default(),
             progress: AtomicBool::new(true),
             state: Mutex::new(State {
@@ -162,16 +169,19 @@ impl Shared {
                 beat_waiters: Vec::new(),
                 ride: false,
                 claims_idle: false,
+                claims_until: None,
                 told: None,
                 distrusted: None,
                 alarm: false,
                 instances: 1,
+                indexes: Vec::new(),
                 phase: Phase::Running,
                 left_cleanly: false,
                 lost: None,
                 health: Health::default(),
                 ended: Vec::new(),
             }),
+            helm: Mutex::new(None),
             claims_wake: Condvar::new(),
             control_wake: Condvar::new(),
             alarm_wake: Condvar::new(),
@@ -185,8 +195,9 @@ impl Shared {
     }
 
     /// An instance is registered: the first one, or the next one after a lost lease.
-    pub fn registered(&self, identity: String, pace: Pace, sent: Sent) {
+    pub fn registered(&self, identity: String, indexes: Vec<Vec<u8>>, pace: Pace, sent: Sent) {
         let mut state = self.state();
+        state.indexes = indexes;
         state.identity = identity;
         state.registered = true;
         state.pace = pace;

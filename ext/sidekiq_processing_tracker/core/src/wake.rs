@@ -1,11 +1,12 @@
 //! The wake thread: is told by Redis when a queue changes in which this instance has looked for jobs in vain.
 //!
-//! It only listens. The claims thread looks, and asks Redis to tell this connection of changes in what it has looked at
-//! (docs/protocol.md, "Waiting for work").
+//! The claims thread looks, and asks Redis to tell this connection of changes in what it has looked at (docs/protocol.md,
+//! "Waiting for work"). Then this thread claims.
 
+use crate::claims;
 use crate::control::Attempts;
 use crate::error::{Error, Result};
-use crate::link;
+use crate::server;
 use crate::shared::{Phase, Shared};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -63,8 +64,8 @@ fn wait_for_need(shared: &Shared, attempts: &Attempts) -> bool {
 
 fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
     let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
-    let mut connection =
-        link::open(&shared.settings.redis, timeout).map_err(|error| error.at(&shared.settings.redis))?;
+    let target = &shared.settings.redis;
+    let server::Opened { mut connection, visit } = server::open(target, timeout).map_err(|error| error.at(target))?;
     let id: i64 = redis::cmd("CLIENT").arg("ID").query(&mut connection)?;
     let mut messages = connection.as_pubsub();
     messages.subscribe(CHANNEL)?;
@@ -76,16 +77,14 @@ fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
     drop(state);
     loop {
         match messages.get_message() {
-            Ok(_) => {
-                let mut state = shared.state();
-                state.alarm = true;
-                shared.nudge(&mut state);
-            }
+            Ok(_) => claims::answer_alarm(shared),
             Err(error) if error.is_timeout() => {}
             Err(error) => return Err(error.into()),
         }
+        // Another link has found another server: that one is to tell.
         let state = shared.state();
-        if matches!(state.phase, Phase::Left | Phase::Stopped) || state.distrusted == Some(id) {
+        let is_over = matches!(state.phase, Phase::Left | Phase::Stopped) || state.distrusted == Some(id);
+        if is_over || !target.rendezvous.is_current(visit) {
             return Ok(());
         }
     }

@@ -14,14 +14,17 @@ use processing_tracker_core::events::{Event, LostJob};
 use processing_tracker_core::identity;
 use processing_tracker_core::orphans::reenqueue_orphans;
 use processing_tracker_core::parker::{Parker, Woken};
+use processing_tracker_core::password::{Asked, Desk, Password};
 use processing_tracker_core::registry::Requeueing;
 use processing_tracker_core::scripts::{self, Turn, Turned};
-use processing_tracker_core::settings::{Address, Settings};
+use processing_tracker_core::server;
+use processing_tracker_core::settings::Settings;
+use processing_tracker_core::target::Address;
 use processing_tracker_core::Error;
 use redis::Commands;
 use support::lua;
 use support::proxy::{relay, Action, End, OnConnect, Plan, Proxy, Request};
-use support::redis_server::{Options as ServerOptions, RedisServer};
+use support::redis_server::{Options as ServerOptions, RedisServer, PASSWORD, USER};
 use support::tracker::{
     assert_at_rest, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs, journal,
     keys, link, our_keys, queue, recover_all, settings, Tracker, SOON, STEP, TTL,
@@ -682,7 +685,7 @@ fn a_redis_that_refuses_is_quoted_without_secrets() {
     server.config_set("requirepass", "hunter2-is-right");
     let with = |password: Option<&str>, username: Option<&str>| {
         let mut settings = settings(&server.socket_path(), "one");
-        settings.redis.password = password.map(Into::into);
+        settings.redis.password = password.map(Into::into).unwrap_or_default();
         settings.redis.username = username.map(Into::into);
         settings
     };
@@ -710,7 +713,7 @@ fn an_engine_logs_in_and_works_in_its_database() {
     settings.redis.address = Address::Tcp("127.0.0.1".into(), server.port().unwrap());
     settings.redis.db = 3;
     settings.redis.username = Some("tracker".into());
-    settings.redis.password = Some("hunter2".into());
+    settings.redis.password = "hunter2".into();
     let tracker = Tracker::registered(settings.clone());
     tracker.record("work", &job("a"));
     assert_eq!(our_keys(&server), NOTHING.map(|_| String::new()));
@@ -734,7 +737,7 @@ fn an_engine_logs_in_and_works_in_its_database() {
 fn a_replica_is_named_as_such() {
     let server = ServerOptions::default().config("replicaof", "127.0.0.1 1").start();
     let text = trouble(settings(&server.socket_path(), "one"));
-    assert!(text.contains("READONLY"), "{text}");
+    assert!(text.contains("this server is a replica"), "{text}");
     // The master again: it goes on.
     let tracker = Tracker::start(settings(&server.socket_path(), "one"));
     tracker.wait_for("the trouble is told", is_outage);
@@ -858,4 +861,120 @@ fn overwritten_keys_that_only_people_read_trouble_nobody() {
     assert_eq!(tracker.count(is_outage), 0, "{:?}", tracker.told());
     assert!(tracker.leave(SOON));
     assert_at_rest(&server);
+}
+
+#[test]
+fn a_right_that_goes_missing_is_named_and_no_lease_is_lost_for_it() {
+    let server = RedisServer::start();
+    let acl = |rule: &str| {
+        redis::cmd("ACL")
+            .arg(&["SETUSER", USER, rule])
+            .exec(&mut server.connect())
+            .unwrap();
+    };
+    let examine = |settings: &Settings| server::examine(&settings.redis, &keys(), SOON);
+    let settings = settings(&server.socket_path(), "one");
+    assert_eq!(examine(&settings), Ok(()));
+    let tracker = Tracker::registered(settings.clone());
+    acl("-zadd");
+    let Event::Outage { error } = tracker.wait_for("the trouble is told", is_outage) else {
+        panic!()
+    };
+    assert!(error.contains("zadd on sidekiq_processing:*"), "{error}");
+    let text = examine(&settings).unwrap_err().to_string();
+    assert!(
+        text.contains("zadd on sidekiq_processing:*; zadd on dead; zadd on schedule"),
+        "{text}"
+    );
+    acl("+zadd");
+    tracker.wait_for("it goes on", is_outage_over);
+    assert_eq!(tracker.count(is_lease_lost), 0);
+    assert!(tracker.leave(SOON));
+
+    acl("-eval");
+    acl("-evalsha");
+    let text = examine(&settings).unwrap_err().to_string();
+    assert!(text.contains("NOPERM") && text.contains("eval"), "{text}");
+    redis::cmd("ACL")
+        .arg(&["SETUSER", USER, "resetkeys", "~queue:*", "~queues", "+eval", "+evalsha"])
+        .exec(&mut server.connect())
+        .unwrap();
+    let text = examine(&settings).unwrap_err().to_string();
+    assert!(
+        text.contains("on sidekiq_processing:*") && !text.contains("on queue"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_redis_that_may_throw_keys_away_is_warned_of_once() {
+    let server = ServerOptions::default()
+        .config("maxmemory-policy", "allkeys-lru")
+        .start();
+    let tracker = engine(&server, "one");
+    let text = |event: &Event| match event {
+        Event::Warning(text) => text.contains("maxmemory-policy allkeys-lru").then(|| text.clone()),
+        _ => None,
+    };
+    tracker.wait_for("the warning", |event| text(event).is_some());
+    redis::cmd("CLIENT")
+        .arg(&["KILL", "TYPE", "normal"])
+        .exec(&mut server.connect())
+        .unwrap();
+    tracker.record("work", &job("a"));
+    assert_eq!(tracker.count(|event| text(event).is_some()), 1);
+    let quiet = engine(&RedisServer::start(), "two");
+    assert_eq!(quiet.count(|event| matches!(event, Event::Warning(_))), 0);
+}
+
+#[test]
+fn a_cluster_is_refused() {
+    let server = ServerOptions::default().tcp().config("cluster-enabled", "yes").start();
+    let text = trouble(settings(&server.socket_path(), "one"));
+    assert!(text.contains("Redis Cluster"), "{text}");
+}
+
+#[test]
+fn a_password_is_asked_for_before_each_login() {
+    let server = RedisServer::start();
+    let desk = Arc::new(Desk::default());
+    let answers = Arc::new(std::sync::Mutex::new(PASSWORD.to_owned()));
+    let clerk = thread::spawn({
+        let (desk, answers) = (desk.clone(), answers.clone());
+        move || loop {
+            match desk.next() {
+                Asked::Question(question, number) => {
+                    let answer = answers.lock().unwrap().clone();
+                    desk.answer(question, number, Some(Some(answer)));
+                }
+                Asked::Wait(parker) => drop(parker.wait(None)),
+                Asked::Closed => return,
+            }
+        }
+    });
+    let mut settings = settings(&server.socket_path(), "one");
+    settings.redis.password = Password::Asked(desk.clone(), desk.add(Some("old".into())));
+    let tracker = Tracker::registered(settings);
+    tracker.record("work", &job("a"));
+    // The password changes, and every connection is made anew.
+    *answers.lock().unwrap() = "another".into();
+    redis::cmd("ACL")
+        .arg(&["SETUSER", USER, "resetpass", ">another"])
+        .exec(&mut server.connect())
+        .unwrap();
+    let kill = || {
+        redis::cmd("CLIENT")
+            .arg(&["KILL", "TYPE", "normal"])
+            .exec(&mut server.connect())
+            .unwrap();
+    };
+    kill();
+    tracker.record("work", &job("b"));
+    // Nobody answers any more: what it was is tried, and is right.
+    desk.close();
+    clerk.join().unwrap();
+    kill();
+    tracker.record("work", &job("c"));
+    assert_eq!(tracker.count(is_lease_lost), 0);
+    assert!(tracker.leave(SOON));
 }

@@ -18,7 +18,7 @@ use redis::Commands;
 use support::lua;
 use support::process::Options;
 use support::proxy::{relay, Action, Proxy, Request, When};
-use support::redis_server::RedisServer;
+use support::redis_server::{RedisServer, USER};
 use support::tracker::{
     assert_at_rest, hostile_payloads, instances, is_recovered, job, journal, keys, link, queue, recover_all, settings,
     stat, Tracker, SOON, STEP, TTL,
@@ -696,7 +696,7 @@ fn a_server_that_forbids_the_search_is_no_outage() {
     let mut connection = server.connect();
     redis::cmd("ACL")
         .arg("SETUSER")
-        .arg("default")
+        .arg(USER)
         .arg("-scan")
         .exec(&mut connection)
         .unwrap();

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use processing_tracker_core::settings::{Address, Settings};
+use processing_tracker_core::settings::Settings;
+use processing_tracker_core::target::Address;
 use redis::Commands;
 use support::lua;
 use support::proxy::{Action, At, End as Cut, Proxy, Request};

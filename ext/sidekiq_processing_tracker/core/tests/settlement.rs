@@ -448,6 +448,7 @@ impl Bench {
             rest: None,
             policy: &self.policy.clone(),
             sidekiq_identity: None,
+            indexes: &[],
         };
         let settled = scripts::recover(&mut self.link, &self.keys, &settlement, orphans).unwrap()?;
         assert!(settled.noted);
@@ -481,7 +482,7 @@ fn a_call_that_is_sent_again_does_nothing_and_tells_what_it_did() {
     bench.set_count("again", 2);
     bench.set_count("last", 1);
     let tokens = bench.dead("dead", &payloads);
-    let reaped = scripts::reap(&mut bench.link, &bench.keys, PACE, b"dead", "reaper", HOLD).unwrap();
+    let reaped = scripts::reap(&mut bench.link, &bench.keys, PACE, b"dead", "reaper", HOLD, None).unwrap();
     assert!(matches!(reaped, scripts::Reaped::Fenced(_)));
     let orphans = [
         orphan(&tokens[0], &payloads[0], Decision::Requeue, 0),
@@ -657,7 +658,15 @@ impl Fleet {
             }
             return;
         };
-        let beat = scripts::beat(&mut self.bench.link, &self.bench.keys, &process.identity, PACE, false).unwrap();
+        let beat = scripts::beat(
+            &mut self.bench.link,
+            &self.bench.keys,
+            &process.identity,
+            PACE,
+            false,
+            None,
+        )
+        .unwrap();
         assert!(matches!(beat, Fenced::Alive(_)));
         while process.threads.len() < 10 {
             let taken: Option<Vec<u8>> = self.bench.connection.rpop("queue:work", None).unwrap();
@@ -794,13 +803,13 @@ fn a_live_instance_settles_what_its_threads_have_dropped() {
     left.sort();
     assert_eq!(left, expected);
     assert!(matches!(
-        scripts::beat(&mut bench.link, &bench.keys, "me", PACE, false).unwrap(),
+        scripts::beat(&mut bench.link, &bench.keys, "me", PACE, false, None).unwrap(),
         Fenced::Alive(_)
     ));
 
     // Fenced: others do that.
     bench.pass(PACE.ttl + PACE.step);
-    scripts::reap(&mut bench.link, &bench.keys, PACE, b"me", "reaper", HOLD).unwrap();
+    scripts::reap(&mut bench.link, &bench.keys, PACE, b"me", "reaper", HOLD, None).unwrap();
     let before = bench.everything();
     assert!(bench.run(Recovery::own("me", vec![waited])).report.idle);
     assert_eq!(bench.everything(), before);

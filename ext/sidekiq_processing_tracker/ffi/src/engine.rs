@@ -8,9 +8,10 @@ use magnus::{
 };
 use processing_tracker_core as core;
 use processing_tracker_core::crew::Plan;
+use processing_tracker_core::due::{Claimed, Push, Straight};
 use processing_tracker_core::engine::{Recorded, END_WITHIN};
 use processing_tracker_core::events::Next;
-use processing_tracker_core::registry::{Handle, Requeueing};
+use processing_tracker_core::registry::{Handle, Requeueing, Taken};
 use std::time::{Duration, Instant};
 
 /// The engine. It is never freed: in a forked child its locks may be held by threads that do not exist there, and a
@@ -34,6 +35,11 @@ impl Engine {
 
     /// The engine, unless this is a forked child of the process that started it: a child touches nothing of its parent's.
     fn mine(&self) -> Option<&core::engine::Engine> {
+        self.inner.is_of_this_process().then_some(self.inner)
+    }
+
+    /// The same, for a native thread.
+    fn of_this_process(&self) -> Option<&'static core::engine::Engine> {
         self.inner.is_of_this_process().then_some(self.inner)
     }
 
@@ -61,42 +67,35 @@ impl Engine {
         })
     }
 
-    /// `#take(crew, encoding)`: a job that is claimed for the crew: its handle, its queue, its payload; nil when there is
-    /// none. The payload's encoding is the one that is named, and without a name UTF-8, or binary where it is not valid as such.
-    /// Never blocks.
-    pub fn take(ruby: &Ruby, this: &Self, crew: usize, encoding: Value) -> Result<Value, Error> {
+    /// `#next_job(crew, timeout_ms, encoding)`: waits for a job that is claimed for the crew, without the GVL: its handle, its
+    /// queue, its payload; nil when the time is over, false when no job will come any more. The payload's encoding is the one
+    /// that is named, and without a name UTF-8, or binary where it is not valid as such. Raises what others raise into the
+    /// thread only while it waits, never with a job in its hands.
+    pub fn next_job(ruby: &Ruby, this: &Self, crew: usize, timeout_ms: u64, encoding: Value) -> Result<Value, Error> {
         errors::guard(ruby, || {
-            let Some(taken) = this.mine().and_then(|engine| engine.take(crew)) else {
-                return Ok(ruby.qnil().as_value());
+            let Some(engine) = this.mine() else {
+                return Ok(ruby.qfalse().as_value());
             };
-            let payload = ruby.str_from_slice(&taken.payload);
-            if !encoding.is_nil() {
-                payload.enc_associate(RbEncoding::try_convert(encoding)?)?;
-            } else if std::str::from_utf8(&taken.payload).is_ok() {
-                payload.enc_associate(ruby.utf8_encindex())?;
+            if let Some(taken) = engine.take(crew) {
+                return job(ruby, &taken, encoding);
             }
-            let job = ruby.ary_new_capa(3);
-            job.push(taken.handle)?;
-            job.push(events::text(ruby, &taken.queue)?)?;
-            job.push(payload)?;
-            Ok(job.as_value())
-        })
-    }
-
-    /// `#wait_for_work(crew, timeout_ms)`: waits until there may be a job to take, without the GVL. Whether it is worth
-    /// trying: false when the time is over, nil when no job will come any more.
-    pub fn wait_for_work(ruby: &Ruby, this: &Self, crew: usize, timeout_ms: u64) -> Result<Option<bool>, Error> {
-        errors::guard(ruby, || {
-            let Some(engine) = this.mine() else { return Ok(None) };
             let deadline = after(timeout_ms);
-            while let Some(parker) = engine.wait_for_work(crew) {
-                let woken = gvl::wait_in(ruby, &parker, Some(deadline), gvl::LONG_SLICE);
-                engine.stop_waiting(crew, &parker);
-                if !woken? {
-                    return Ok(Some(false));
+            while engine.gives_work(crew) {
+                let taken = match engine.wait_for_work(crew) {
+                    None => engine.take(crew),
+                    Some(parker) => match gvl::wait_in(ruby, &parker, Some(deadline), gvl::LONG_SLICE) {
+                        Ok(true) => engine.arrive(crew, &parker),
+                        ended => {
+                            engine.stop_waiting(crew, &parker);
+                            return ended.map(|_| ruby.qnil().as_value());
+                        }
+                    },
+                };
+                if let Some(taken) = taken {
+                    return job(ruby, &taken, encoding);
                 }
             }
-            Ok(engine.gives_work(crew).then_some(true))
+            Ok(ruby.qfalse().as_value())
         })
     }
 
@@ -190,7 +189,10 @@ impl Engine {
     pub fn requeue(ruby: &Ruby, this: &Self, handles: RArray, timeout_ms: u64) -> Result<RHash, Error> {
         errors::guard(ruby, || {
             // Not by Vec's own conversion: that holds on to the array's memory while to_int of an element may change it.
-            let handles = handles.into_iter().map(Handle::try_convert).collect::<Result<Vec<_>, _>>()?;
+            let handles = handles
+                .into_iter()
+                .map(Handle::try_convert)
+                .collect::<Result<Vec<_>, _>>()?;
             let Some(engine) = this.mine() else {
                 return requeued(ruby, handles, Vec::new());
             };
@@ -218,6 +220,73 @@ impl Engine {
             }
             pending.retain(|handle| !unrecorded.contains(handle));
             requeued(ruby, unrecorded, pending)
+        })
+    }
+
+    /// `#claim_due(set, until, defaults, milliseconds)`: claims jobs of Sidekiq's set whose score is `until` at most. Answers
+    /// whether there may be more, how many have gone to their queues, and token and payload of each that is the caller's to
+    /// push. Some go to their queues at once where `defaults` is given: the fields that Sidekiq's client would add where they are
+    /// missing; it writes times in milliseconds, or seconds. Waits without the GVL.
+    pub fn claim_due(
+        ruby: &Ruby,
+        this: &Self,
+        set: RString,
+        until: RString,
+        defaults: Option<RArray>,
+        milliseconds: bool,
+    ) -> Result<RArray, Error> {
+        errors::guard(ruby, || {
+            let answer = ruby.ary_new_capa(3);
+            let jobs = ruby.ary_new();
+            let straight = defaults.map(|names| straight(names, milliseconds)).transpose()?;
+            let claimed = match this.of_this_process() {
+                None => Claimed::default(),
+                Some(engine) => {
+                    let (set, until) = (bytes(set), bytes(until));
+                    gvl::run(ruby, move |_| engine.claim_due(&set, &until, straight.as_ref()))?
+                }
+            };
+            for (token, payload) in &claimed.jobs {
+                let job = ruby.ary_new_capa(2);
+                job.push(ruby.str_from_slice(token))?;
+                job.push(events::text(ruby, payload)?)?;
+                jobs.push(job)?;
+            }
+            answer.push(claimed.more)?;
+            answer.push(claimed.pushed)?;
+            answer.push(jobs)?;
+            Ok(answer)
+        })
+    }
+
+    /// `#settle_due(pushes)`: what has become of claimed jobs, each token, `"queue"`, `"set"` or `""` (it goes nowhere), the
+    /// queue's name or the set's key, the score in the set, the payload. Each goes there in the moment in which it ceases to be
+    /// claimed. How many were still this process'. Waits without the GVL.
+    pub fn settle_due(ruby: &Ruby, this: &Self, pushes: RArray) -> Result<u64, Error> {
+        errors::guard(ruby, || {
+            let mut list = Vec::with_capacity(pushes.len());
+            for push in pushes {
+                let (token, kind, name, score, payload): (RString, String, RString, RString, RString) =
+                    TryConvert::try_convert(push)?;
+                let push = match kind.as_str() {
+                    "queue" => Push::Queue(bytes(name), bytes(payload)),
+                    "set" => Push::Set(bytes(name), bytes(score), bytes(payload)),
+                    _ => Push::Nowhere,
+                };
+                list.push((bytes(token), push));
+            }
+            match this.of_this_process() {
+                Some(engine) => gvl::run(ruby, move |_| engine.settle_due(&list)),
+                None => Ok(0),
+            }
+        })
+    }
+
+    /// `#end_due`: a poll is over; what was claimed and not settled goes back. Waits without the GVL.
+    pub fn end_due(ruby: &Ruby, this: &Self) -> Result<(), Error> {
+        errors::guard(ruby, || match this.of_this_process() {
+            Some(engine) => gvl::run(ruby, move |_| engine.end_due()),
+            None => Ok(()),
         })
     }
 
@@ -266,6 +335,31 @@ impl Engine {
             Ok(engine.has_left())
         })
     }
+}
+
+fn job(ruby: &Ruby, taken: &Taken, encoding: Value) -> Result<Value, Error> {
+    let payload = ruby.str_from_slice(&taken.payload);
+    if !encoding.is_nil() {
+        payload.enc_associate(RbEncoding::try_convert(encoding)?)?;
+    } else if std::str::from_utf8(&taken.payload).is_ok() {
+        payload.enc_associate(ruby.utf8_encindex())?;
+    }
+    let job = ruby.ary_new_capa(3);
+    job.push(taken.handle)?;
+    job.push(events::text(ruby, &taken.queue)?)?;
+    job.push(payload)?;
+    Ok(job.as_value())
+}
+
+fn straight(names: RArray, milliseconds: bool) -> Result<Straight, Error> {
+    let defaults = names.into_iter().map(String::try_convert).collect::<Result<_, _>>()?;
+    Ok(Straight { defaults, milliseconds })
+}
+
+/// A copy of the bytes.
+fn bytes(string: RString) -> Vec<u8> {
+    // SAFETY: the bytes are copied before anything of Ruby's can run that would change or free them.
+    unsafe { string.as_slice().to_vec() }
 }
 
 fn requeued(ruby: &Ruby, unrecorded: Vec<Handle>, pending: Vec<Handle>) -> Result<RHash, Error> {

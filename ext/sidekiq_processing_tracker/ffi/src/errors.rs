@@ -8,6 +8,7 @@ pub fn to_ruby(ruby: &Ruby, error: &processing_tracker_core::Error) -> Error {
     use processing_tracker_core::Error as Core;
     let class = match error {
         Core::Connection(_) | Core::Refused(_) => "ConnectionError",
+        Core::Unfit(_) => "ConfigurationError",
         Core::Protocol { .. } => "ProtocolError",
         _ => "InternalError",
     };

@@ -68,6 +68,10 @@ pub fn to_hash(ruby: &Ruby, event: Event) -> Result<RHash, Error> {
             }
             set("jobs", list.into_value_with(ruby))?;
         }
+        Event::Note(message) => {
+            set("kind", "note".into_value_with(ruby))?;
+            set("message", message.into_value_with(ruby))?;
+        }
         Event::Warning(message) => {
             set("kind", "warning".into_value_with(ruby))?;
             set("message", message.into_value_with(ruby))?;

@@ -6,6 +6,7 @@ mod engine;
 mod errors;
 mod events;
 mod gvl;
+mod passwords;
 mod settings;
 mod watch;
 
@@ -25,6 +26,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.const_set("VERSION", env!("CARGO_PKG_VERSION"))?;
     native.define_module_function("namespaced_key", function!(namespaced_key, 2))?;
     native.define_module_function("read_key", function!(read_key, 3))?;
+    native.define_module_function("examine", function!(examine, 4))?;
     native.define_module_function("reenqueue_orphans", function!(reenqueue_orphans, 1))?;
     native.define_module_function("clear_unique_lock", function!(clear_unique_lock, 4))?;
     let class = native.define_class("Engine", ruby.class_object())?;
@@ -32,8 +34,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     class.define_singleton_method("start", function!(engine::Engine::start, 1))?;
     class.define_method("identity", method!(engine::Engine::identity, 0))?;
     class.define_method("add_crew", method!(engine::Engine::add_crew, 2))?;
-    class.define_method("take", method!(engine::Engine::take, 2))?;
-    class.define_method("wait_for_work", method!(engine::Engine::wait_for_work, 2))?;
+    class.define_method("next_job", method!(engine::Engine::next_job, 3))?;
     class.define_method("quiet", method!(engine::Engine::quiet, 2))?;
     class.define_method("mark", method!(engine::Engine::mark, 2))?;
     class.define_method("track", method!(engine::Engine::track, 3))?;
@@ -41,9 +42,20 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     class.define_method("ack", method!(engine::Engine::ack, 1))?;
     class.define_method("release", method!(engine::Engine::release, 1))?;
     class.define_method("requeue", method!(engine::Engine::requeue, 2))?;
+    class.define_method("claim_due", method!(engine::Engine::claim_due, 4))?;
+    class.define_method("settle_due", method!(engine::Engine::settle_due, 1))?;
+    class.define_method("end_due", method!(engine::Engine::end_due, 0))?;
     class.define_method("next_event", method!(engine::Engine::next_event, 1))?;
     class.define_method("touch", method!(engine::Engine::touch, 0))?;
     class.define_method("leave", method!(engine::Engine::leave, 1))?;
+    let class = native.define_class("Passwords", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    class.define_singleton_method("new", function!(passwords::Passwords::new, 0))?;
+    class.define_method("add", method!(passwords::Passwords::add, 1))?;
+    class.define_method("wait", method!(passwords::Passwords::wait, 1))?;
+    class.define_method("answer", method!(passwords::Passwords::answer, 3))?;
+    class.define_method("keep", method!(passwords::Passwords::keep, 2))?;
+    class.define_method("close", method!(passwords::Passwords::close, 0))?;
     let class = native.define_class("Watch", ruby.class_object())?;
     class.undef_default_alloc_func();
     class.define_singleton_method("new", function!(watch::Watch::new, 2))?;
@@ -69,6 +81,22 @@ fn read_key(ruby: &Ruby, redis: RHash, key: String, timeout_ms: u64) -> Result<O
         let target = settings::target(ruby, redis)?;
         gvl::run(ruby, move |_| {
             Link::new(target, Duration::from_millis(timeout_ms.max(1))).read(&key)
+        })
+    })
+}
+
+/// `Native.examine(redis, namespace, outbox, timeout_ms)`: raises a `ConfigurationError` where this server, or this user there,
+/// cannot do what is needed. `outbox`: Sidekiq's queues are in another Redis.
+fn examine(ruby: &Ruby, redis: RHash, namespace: String, outbox: bool, timeout_ms: u64) -> Result<(), Error> {
+    errors::guard(ruby, || {
+        let target = settings::target(ruby, redis)?;
+        let keys = if outbox {
+            core::keys::Keys::with_outbox(&namespace)
+        } else {
+            core::keys::Keys::new(&namespace)
+        };
+        gvl::run(ruby, move |_| {
+            core::server::examine(&target, &keys, Duration::from_millis(timeout_ms.max(1)))
         })
     })
 }

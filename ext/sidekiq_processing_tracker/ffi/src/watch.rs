@@ -5,7 +5,7 @@ use magnus::{Error, IntoValue, RArray, RHash, RString, Ruby, Value};
 use processing_tracker_core as core;
 use processing_tracker_core::keys::Keys;
 use processing_tracker_core::link::Link;
-use processing_tracker_core::settings::Target;
+use processing_tracker_core::target::Target;
 use processing_tracker_core::watch::{self, Instance, Line, State};
 use std::sync::{Mutex, PoisonError};
 

@@ -23,15 +23,17 @@ module Sidekiq
           configuration[:death_handlers].to_a
         end
 
+        # Since 8.0 the times in a payload are whole milliseconds; before, they were seconds with a fraction.
+        #
+        # @return [String] "milliseconds" or "seconds"
+        def timestamps
+          (Gem::Version.new(::Sidekiq::VERSION) >= Gem::Version.new("8")) ? "milliseconds" : "seconds"
+        end
+
         private
 
         def configuration
           ::Sidekiq.respond_to?(:default_configuration) ? ::Sidekiq.default_configuration : ::Sidekiq
-        end
-
-        # Since 8.0 the times in a payload are whole milliseconds; before, they were seconds with a fraction.
-        def timestamps
-          (Gem::Version.new(::Sidekiq::VERSION) >= Gem::Version.new("8")) ? "milliseconds" : "seconds"
         end
 
         # is_a? and not ===: ActiveSupport's 6.months answers the first only.

@@ -16,9 +16,16 @@ module Sidekiq
 
       # @param option [Symbol] what `config.fetch` says
       # @param fetchers [Array<Object>] what Sidekiq would fetch with
-      def initialize(option, fetchers)
+      # @param queues [RedisSettings, nil] where Sidekiq's queues are, if that is another Redis than the tracker's
+      # @raise [ConfigurationError] when the engine is to fetch from a Redis where it cannot
+      def initialize(option, fetchers, queues = nil)
         @option = option
         @fetchers = fetchers
+        @queues = queues
+        return unless option == :native && queues
+
+        raise ConfigurationError, "fetch is :native, but redis_options leads to another server or database than Sidekiq's " \
+          "(#{queues.server}): the native fetch needs both in one. Leave redis_options unset, or fetch at :auto"
       end
 
       # @return [Boolean]
@@ -42,8 +49,12 @@ module Sidekiq
       private
 
       def obstacles
-        @obstacles ||= pro + @fetchers.map(&:class).uniq.filter_map { |fetcher_class| obstacle(fetcher_class) } +
+        @obstacles ||= elsewhere + pro + @fetchers.map(&:class).uniq.filter_map { |fetcher_class| obstacle(fetcher_class) } +
           extensions
+      end
+
+      def elsewhere
+        @queues ? ["redis_options leads to another Redis than Sidekiq's queues (#{@queues.server})"] : []
       end
 
       def pro
@@ -57,7 +68,7 @@ module Sidekiq
         first = stock.ancestors.first
         return "#{first} is put before Sidekiq's fetch" unless first == stock
 
-        changed = METHODS.find { |name| !own_method?(stock, name) }
+        changed = METHODS.find { |name| !Stock.own?(stock, name) }
         "#{stock}##{changed} is not Sidekiq's own" if changed
       end
 
@@ -65,11 +76,6 @@ module Sidekiq
       def extensions
         foreign = @fetchers.flat_map { |fetcher| fetcher.singleton_class.included_modules - fetcher.class.included_modules }
         (foreign.uniq - [Fetch, NativeFetch, ThrottledFetch]).map { |extension| "#{extension} extends Sidekiq's fetcher" }
-      end
-
-      # A class is Sidekiq's where it was first defined.
-      def own_method?(fetcher_class, name)
-        fetcher_class.instance_method(name).source_location&.first == Object.const_source_location(fetcher_class.name).first
       end
     end
   end

@@ -19,6 +19,7 @@ module Sidekiq
         def install(config)
           require "sidekiq/launcher"
           require "sidekiq/processor"
+          require "sidekiq/scheduled"
           ::Sidekiq::Launcher.prepend(self)
           ::Sidekiq::Processor.prepend(Processor)
         end
@@ -93,12 +94,17 @@ module Sidekiq
       def run(...)
         running = false
         sources = JobSource.all(config)
-        choice = FetchChoice.new(ProcessingTracker.fetch, sources.map(&:first))
+        places = Settings.places(ProcessingTracker.config)
+        choice = FetchChoice.new(ProcessingTracker.fetch, sources.map(&:first), places.queues)
         # In a forked child the launcher may have been its parent's.
-        @processing_tracker = Runtime.enter(Lifecycle.info(self), choice.native?) unless @processing_tracker&.here?
+        @processing_tracker = Runtime.enter(Lifecycle.info(self), choice.native?, places) unless @processing_tracker&.here?
         level, text = choice.line
         Log.write(level, text)
         Lifecycle.attach(sources, choice.native?, @processing_tracker)
+        scheduler = SchedulerChoice.new(ProcessingTracker.scheduler, poller, places.queues)
+        level, text = scheduler.line
+        Log.write(level, text)
+        scheduler.apply(@processing_tracker.engine, config)
         @processing_tracker_fetchers = sources.map(&:first)
         Lifecycle.chains(config).each { |chain| choice.native? ? Middleware.absent(chain) : Middleware.outermost(chain) }
         super.tap { running = true }

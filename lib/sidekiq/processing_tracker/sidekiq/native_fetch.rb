@@ -14,12 +14,13 @@ module Sidekiq
       TIMEOUT = 2_000
       # How long it waits where no job will come any more. Seconds.
       PAUSE = 0.1
-      # No interrupt may come between the engine's handing a job out and our holding it: nobody would ever ack it.
-      UNINTERRUPTED = {Object => :never}.freeze
+      # No interrupt may come between the engine's handing a job out and our holding it: nobody would ever ack it. While the
+      # engine waits, all may come.
+      WHILE_WAITING = {Object => :on_blocking}.freeze
       # For the crews of all fetchers: it is held for a few microseconds.
       LOCK = Mutex.new
 
-      private_constant :UNINTERRUPTED, :LOCK
+      private_constant :WHILE_WAITING, :LOCK
 
       class << self
         # Makes a fetcher fetch from the engine.
@@ -109,24 +110,20 @@ module Sidekiq
       end
 
       def claimed_job(crew)
-        job = take_claimed_job(crew)
+        job = Thread.handle_interrupt(WHILE_WAITING) { next_claimed_job(crew) }
         return job if job
 
-        case @processing_tracker_engine.wait_for_work(crew, TIMEOUT)
-        when true then take_claimed_job(crew)
-        when nil then sleep(PAUSE) && nil
-        end
+        sleep(PAUSE) if job == false
+        nil
       end
 
-      def take_claimed_job(crew)
-        Thread.handle_interrupt(UNINTERRUPTED) do
-          handle, queue_name, payload = @processing_tracker_engine.take(crew, @processing_tracker_source.encoding)
-          next unless handle
+      # @return [ClaimedJob, nil, false] false where no job will come any more
+      def next_claimed_job(crew)
+        engine, source = @processing_tracker_engine, @processing_tracker_source
+        handle, queue_name, payload = job = engine.next_job(crew, TIMEOUT, source.encoding)
+        return job unless job
 
-          UnitOfWork.current = ClaimedJob.new(
-            @processing_tracker_engine, handle, queue_name, payload, @processing_tracker_source.config
-          )
-        end
+        UnitOfWork.current = ClaimedJob.new(engine, handle, queue_name, payload, source.config)
       end
     end
   end

@@ -74,7 +74,8 @@ module Sidekiq
 
         # Puts units back into their queues, each once. What the tracker has recorded goes back by the tracker's script,
         # in one call, but only where the unit is Sidekiq's own: any other fetcher may have a copy of the job too, which
-        # only the fetcher itself can put back. Then the tracker drops its record.
+        # only the fetcher itself can put back, and no script reaches the queues where they are in another Redis. Then the
+        # tracker drops its record.
         #
         # @param units [Array<UnitOfWork, Object>]
         # @yieldparam originals [Array<Object>] the fetcher's own units that the fetcher has to put back
@@ -82,7 +83,7 @@ module Sidekiq
         def requeue(units)
           ours, others = units.partition { |unit| unit.is_a?(self) }
           tracked, untracked = ours.select(&:surrender).partition(&:handle)
-          by_script, by_fetcher = tracked.partition(&:stock?)
+          by_script, by_fetcher = tracked.partition { |unit| unit.stock? && !Runtime.current&.elsewhere? }
           unrecorded = hand_back(by_script)
           result = yield(others + (untracked + by_fetcher + unrecorded).map(&:original))
           by_fetcher.each(&:drop_record)

@@ -1,7 +1,8 @@
 -- beat: renews the lease, moves the clock, and names an instance whose lease has run out.
--- KEYS: clock instances inflight info
+-- KEYS: clock instances inflight info [the index of its host]
 -- ARGV: identity step ttl (those its sender works by) progress ('1': Ruby has made progress since the last stamp)
--- Answers: 'lost', or 'ok' step ttl [instances due] (the last two only when the clock moved; due is '' for none)
+-- Answers: 'lost', or 'ok' step ttl hosted (how many instances are on its host, -1 where nobody knows) [instances due] (the
+--       last two only when the clock moved; due is '' for none)
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 -- A hash that somebody has overwritten (pcall: a table) holds no lease any more.
@@ -12,6 +13,8 @@ local now, step, ttl, moved, server = tick(clock, instances, tonumber(ARGV[2]), 
 redis.call('ZADD', instances, now + math.max(ttl, tonumber(ARGV[3])), ARGV[1])
 -- A note for people: without it the lease is renewed all the same.
 if ARGV[4] == '1' then redis.pcall('HSET', info, 'progress', server) end
-if not moved then return {'ok', step, ttl} end
+local hosted = KEYS[5] and redis.pcall('HLEN', KEYS[5])
+if type(hosted) ~= 'number' then hosted = -1 end
+if not moved then return {'ok', step, ttl, hosted} end
 local due = redis.call('ZRANGEBYSCORE', instances, '-inf', now, 'LIMIT', 0, 1)
-return {'ok', step, ttl, redis.call('ZCARD', instances), due[1] or ''}
+return {'ok', step, ttl, hosted, redis.call('ZCARD', instances), due[1] or ''}

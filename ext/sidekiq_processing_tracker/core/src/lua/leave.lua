@@ -1,10 +1,10 @@
 -- leave: a clean exit. Acks, puts back what the instance still holds, gives up the lease and deregisters.
--- KEYS: instances inflight info queues [queue key]...
--- ARGV: identity, acks n, then n tokens, requeues n, then n times: token, queue key (index in KEYS), queue
+-- KEYS: instances inflight info queues due, the indexes in which it stands, [queue key]...
+-- ARGV: identity, indexes n, acks n, then n tokens, requeues n, then n times: token, queue key (index in KEYS), queue
 -- Answers: 'lost', or 'left' and how many jobs stay for the next reaper
-local instances, inflight, info, queues = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local identity = ARGV[1]
-local position = 1
+local instances, inflight, info, queues, due = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local identity, indexes = ARGV[1], tonumber(ARGV[2])
+local position = 2
 local function take()
   position = position + 1
   return ARGV[position]
@@ -21,9 +21,13 @@ for _ = 1, tonumber(take()) do
 end
 redis.call('HDEL', inflight, 'call')
 local left = redis.call('HLEN', inflight)
+-- What its scheduler has not put back, if anything: the number of its last claim is nothing.
+local scheduled = redis.pcall('HLEN', due)
+if type(scheduled) == 'number' then left = left + scheduled - redis.call('HEXISTS', due, 'call') end
 if left == 0 then
   redis.call('ZREM', instances, identity)
-  redis.call('DEL', info)
+  redis.call('DEL', info, due)
+  for i = 6, 5 + indexes do redis.pcall('HDEL', KEYS[i], identity) end
 else
   redis.call('ZADD', instances, 0, identity)
 end

@@ -1,10 +1,11 @@
 -- reap: takes the lease of an instance whose lease has run out (fences it) and holds it for this reaper.
--- KEYS: clock instances [inflight info]   ARGV: step ttl identity ('' asks for one that is due) hold lease_end ('' or, with
+-- KEYS: clock instances [inflight info due]   ARGV: step ttl identity ('' asks for one that is due) hold lease_end ('' or, with
 --       the proof of a death, the lease end read before the proof) by
 -- Answers: without an identity 'due' and the identity ('' for none); else 'gone', 'runs', 'overwritten' (its hash is
 --       none), or 'reaped', now, when it was fenced, when the last suspect left ('' for never) (all on the lease clock),
---       and two lists: its info, and the fields of its in-flight hash
-local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+--       two lists, its info and the fields of its in-flight hash, and whether its
+--       scheduler has left anything (1 or 0)
+local clock, instances, inflight, info, due = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local identity = ARGV[3]
 
 redis.call('HDEL', clock, '-') -- allowed when memory is full, and then so is every write after it
@@ -34,8 +35,11 @@ local kind_of_info = redis.call('TYPE', info).ok
 -- Somebody has overwritten it. What it said is gone anyway.
 if kind_of_info ~= 'hash' and kind_of_info ~= 'none' then redis.call('DEL', info) end
 local fields = redis.call('HKEYS', inflight)
--- With the process goes its ghost in Sidekiq's own keys, whose names only the caller can give: recover does that.
-if #fields == 0 and redis.call('HEXISTS', info, 'sidekiq_identity') == 0 then
+-- What else is to go has names that only the caller can give: the ghost of the process in Sidekiq's own keys, the entries
+-- in indexes, what the scheduler has left. Then recover removes the instance.
+local named = redis.call('HMGET', info, 'sidekiq_identity', 'host', 'exclusive')
+local scheduled = redis.call('EXISTS', due)
+if #fields == 0 and scheduled == 0 and not (named[1] or named[2] or named[3]) then
   redis.call('ZREM', instances, identity)
   redis.call('DEL', info)
   return {'gone'}
@@ -46,4 +50,4 @@ if not (readable(fenced_at, 0) and fenced_at <= now) then fenced_at = now end
 redis.call('HSET', info, 'reaper', ARGV[6], 'fenced_at', fenced_at)
 local released_at = tonumber(redis.call('HGET', info, 'released_at') or '')
 if not (readable(released_at, 0) and released_at <= now) then released_at = '' end
-return {'reaped', now, fenced_at, released_at, redis.call('HGETALL', info), fields}
+return {'reaped', now, fenced_at, released_at, redis.call('HGETALL', info), fields, scheduled}

@@ -5,6 +5,7 @@
 -- ARGV: identity by step ttl hold piece (a name that this call and its repetitions share), own ('1' or ''),
 --       rest ('' or, when only orphans are left that wait, for how long), window, dead_timeout (ms), dead_max_jobs,
 --       process (index in KEYS of what Sidekiq keeps of the process: its hash and :work; 0 for none), its name there,
+--       due (index in KEYS of what its scheduler holds), indexes n, the first of them (index in KEYS),
 --       then for each orphan: token, decision ('requeue', 'requeue_last', 'dead', 'discarded'), count (how often it was
 --       orphaned before, as far as the decision knows; '' where that does not count), its counter (index in KEYS),
 --       queue key (index in KEYS), queue, jid, class, reason, entry (for the dead set), lock ('' for none, 'held' where
@@ -21,6 +22,7 @@ local stats, journal, counted, queues, dead, processes = KEYS[5], KEYS[6], KEYS[
 local identity, by, piece, own, rest = ARGV[1], ARGV[2], ARGV[6], ARGV[7] == '1', tonumber(ARGV[8])
 local window, dead_timeout, dead_max_jobs = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
 local process, process_name = tonumber(ARGV[12]), ARGV[13]
+local due, indexes, first_index = KEYS[tonumber(ARGV[14])], tonumber(ARGV[15]), tonumber(ARGV[16])
 
 if own then
   if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
@@ -87,7 +89,7 @@ end
 
 local outcomes, moved, letters, totals, before = {}, {}, {}, {}, nil
 local unsettled, suspects_left = 0, false
-for i = 14, #ARGV, 14 do
+for i = 17, #ARGV, 14 do
   local token, decision, expected, counter = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), KEYS[tonumber(ARGV[i + 3])]
   local key, queue, jid, class = KEYS[tonumber(ARGV[i + 4])], ARGV[i + 5], ARGV[i + 6], ARGV[i + 7]
   local reason, entry, lock = ARGV[i + 8], ARGV[i + 9], {kind = ARGV[i + 10]}
@@ -163,9 +165,10 @@ local function forget_process()
 end
 
 if not own then
-  if redis.call('HLEN', inflight) == 0 then
+  if redis.call('HLEN', inflight) == 0 and redis.call('EXISTS', due) == 0 then
     redis.call('ZREM', instances, identity)
     redis.call('DEL', info)
+    for i = first_index, first_index + indexes - 1 do redis.pcall('HDEL', KEYS[i], identity) end
     if process > 0 then forget_process() end
   else
     redis.call('ZADD', instances, now + (rest or math.min(2 * step, tonumber(ARGV[5]))), identity)

@@ -1,5 +1,5 @@
 -- register: an instance begins. Sent once for each nonce.
--- KEYS: clock instances inflight info   ARGV: identity step ttl [info field, value]...
+-- KEYS: clock instances inflight info, then the indexes in which it stands   ARGV: identity step ttl [info field, value]...
 -- Answers: step ttl (those that hold from now on)
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local identity, new_step, new_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -29,4 +29,6 @@ redis.call('HSET', info, 'started_at', server)
 for i = 4, #ARGV, 2 do
   redis.call('HSET', info, ARGV[i], ARGV[i + 1])
 end
+-- For a look at once, not for a promise: a key that somebody has overwritten does not keep anybody from working.
+for i = 5, #KEYS do redis.pcall('HSET', KEYS[i], identity, index_entry(info)) end
 return {new_step, new_ttl}

@@ -37,20 +37,24 @@ done = tonumber(done)
 if call < done then return {'stale'} end
 local again = call == done
 
--- The acks first: HDEL is allowed when memory is full, and then so is every write after it.
+-- The acks first: what takes away is allowed when memory is full, and then so is every write after it.
 local marks = position + 1
 position = marks + tonumber(ARGV[marks])
 local acks = take_count()
+local allowed = acks > 0
+local function allow()
+  if not allowed then redis.call('HDEL', inflight, '-') end
+  allowed = true
+end
 if again then
   position = position + acks
-elseif acks == 0 then
-  redis.call('HDEL', inflight, '-')
 else
   while acks > 0 do
     local some = math.min(acks, 1000)
     redis.call('HDEL', inflight, take_many(some))
     acks = acks - some
   end
+  if ARGV[marks] ~= '0' then allow() end
 end
 for _ = 1, take_count() do
   local key = KEYS[take_count()]
@@ -65,7 +69,9 @@ for i = marks + 1, marks + tonumber(ARGV[marks]) do
 end
 
 local undone, unpushed = {}, {}
-for i = 1, take_count() do
+local requeues = take_count()
+if requeues > 0 and not again then allow() end
+for i = 1, requeues do
   local token, key, queue, payload = take(), KEYS[take_count()], take(), take()
   local ok
   if again then
@@ -104,41 +110,48 @@ if again then
   return {'again', undone, recorded, claimed, refused, counted}
 end
 
-local time = redis.call('TIME')
-local taken_at = string.format(' %.0f ', time[1] * 1000 + math.floor(time[2] / 1000))
+local taken_at
+-- What follows the number in the token of a job of this queue. The time is put together, since to compute it takes longer than to pop.
+local function suffix_of(queue)
+  if not taken_at then
+    local time = redis.call('TIME')
+    taken_at = ' ' .. time[1] .. string.sub('00000' .. time[2], -6, -4) .. ' '
+  end
+  return taken_at .. queue
+end
 local fields = {'call', ARGV[1]}
 local prefix = ARGV[1] .. '-'
 for i = 1, records do
   local queue, payload = take(), take()
-  local token = prefix .. i .. taken_at .. queue
+  local token = prefix .. i .. suffix_of(queue)
   fields[#fields + 1] = token
   fields[#fields + 1] = payload
   recorded[i] = token
 end
 
 local index, bytes, filled, jobs = records, 0, #fields, 0
-local function claim(payload, suffix)
-  index = index + 1
-  local token = prefix .. index .. suffix
-  fields[filled + 1] = token
-  fields[filled + 2] = payload
-  filled = filled + 2
-  claimed[jobs + 1] = token
-  claimed[jobs + 2] = payload
-  jobs = jobs + 2
-  bytes = bytes + #payload
+local function claim(key, payloads)
+  local suffix = suffix_of(string.sub(key, 7))
+  for i = 1, #payloads do
+    local payload = payloads[i]
+    local token = prefix .. index + i .. suffix
+    fields[filled + 1], fields[filled + 2] = token, payload
+    claimed[jobs + 1], claimed[jobs + 2] = token, payload
+    filled, jobs = filled + 2, jobs + 2
+    bytes = bytes + #payload
+  end
+  index = index + #payloads
 end
 
 -- Claims so many jobs of a queue, if it has them. A queue that was found empty, or is none, is not tried again. Answers
 -- how many it got.
-local bulk, empty = take() == '1', {}
+local bulk, empty, most_bytes = take() == '1', {}, 1048576
 local function pop(at, most)
   if empty[at] then return 0 end
   local key = KEYS[at]
-  local suffix = taken_at .. string.sub(key, 7)
   local got = 0
   -- A reply must fit the read timeout.
-  while got < most and bytes < 1048576 do
+  while got < most and bytes < most_bytes do
     local found
     if bulk and most - got > 1 then
       found = redis.pcall('RPOP', key, most - got)
@@ -151,21 +164,47 @@ local function pop(at, most)
       if found then refused[#refused + 1] = string.sub(key, 7) end
       return got
     end
-    for _, payload in ipairs(found) do claim(payload, suffix) end
+    claim(key, found)
     got = got + #found
   end
   return got
 end
 
-for _ = 1, take_count() do
+-- The same for several queues in this order. Where the first is empty, Redis 7 and later finds the next that is not in one call.
+local function pop_all(order, most)
+  local got = pop(order[1], most)
+  if got < most and #order > 2 and redis.REDIS_VERSION_NUM then
+    local keys, count = {}, #order - 1
+    for i = 1, count do keys[i] = KEYS[order[i + 1]] end
+    while got < most and bytes < most_bytes do
+      keys[count + 1], keys[count + 2], keys[count + 3] = 'RIGHT', 'COUNT', bulk and most - got or 1
+      local found = redis.pcall('LMPOP', count, unpack(keys))
+      if not found then
+        for _, at in ipairs(order) do empty[at] = true end
+        return
+      end
+      -- One of the keys holds something else: which, is found below.
+      if found.err then break end
+      claim(found[1], found[2])
+      got = got + #found[2]
+    end
+  end
+  for i = 2, #order do
+    if got < most then got = got + pop(order[i], most - got) end
+  end
+end
+
+local claims = take_count()
+-- A pop takes away, too.
+if claims == 0 then allow() end
+for _ = 1, claims do
   local threads, orders = take_count(), take_count()
   local first, base = position + 1, index
   position = position + orders
   if orders == 1 then
-    local got = 0
-    for at in string.gmatch(ARGV[first], '%d+') do
-      if got < threads then got = got + pop(tonumber(at), threads - got) end
-    end
+    local order = {}
+    for at in string.gmatch(ARGV[first], '%d+') do order[#order + 1] = tonumber(at) end
+    if order[1] then pop_all(order, threads) end
   elseif orders > 0 then
     local got = pop(tonumber(string.match(ARGV[first], '^%d+')), threads)
     for i = first + got, position do
@@ -179,7 +218,7 @@ for _ = 1, take_count() do
 end
 -- A job that was with this process alone and cannot go back gets a record, which the next sweep finds.
 for i, job in ipairs(unpushed) do
-  fields[#fields + 1] = prefix .. index + i .. taken_at .. job[1]
+  fields[#fields + 1] = prefix .. index + i .. suffix_of(job[1])
   fields[#fields + 1] = job[2]
 end
 redis.call('HSET', inflight, unpack(fields))

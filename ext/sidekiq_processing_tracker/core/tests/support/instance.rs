@@ -10,11 +10,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use processing_tracker_core::crew::Plan;
+use processing_tracker_core::due::Push;
 use processing_tracker_core::engine::{Engine, Recorded};
 use processing_tracker_core::events::Next;
 use processing_tracker_core::parker::Woken;
 use processing_tracker_core::registry::Requeueing;
-use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target};
+use processing_tracker_core::settings::{Fetch, Policy, Settings};
+use processing_tracker_core::target::{Address, Target};
+use processing_tracker_core::Result;
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 use std::thread;
@@ -47,23 +50,29 @@ fn settings() -> Settings {
         interval: Duration::from_millis(200),
         ttl: Duration::from_secs(1),
         hold: Duration::from_secs(300),
-        redis: Target {
-            address: Address::Unix("/nowhere".into()),
-            db: 0,
-            username: None,
-            password: None,
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(3),
-        },
+        redis: Target::new(Address::Unix("/nowhere".into())),
+        queues: None,
         info: vec![("hostname".into(), "child".into())],
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
         polls: false,
+        proc: None,
+        exclusive: false,
     };
     for argument in std::env::args().skip(1) {
+        settings.redis.username = Some("tracker".into());
+        settings.redis.password = "of-the-tracker".into();
         let (key, value) = argument.split_once('=').expect("key=value");
         match key {
             "socket" => settings.redis.address = Address::Unix(value.into()),
+            "queues" => {
+                let mut queues = Target::new(Address::Unix(value.into()));
+                queues.username.clone_from(&settings.redis.username);
+                queues.password = settings.redis.password.clone();
+                settings.queues = Some(queues);
+            }
+            "proc" => settings.proc = Some(value.into()),
+            "exclusive" => settings.exclusive = value == "true",
             "namespace" => settings.namespace = value.into(),
             "instance_id" => settings.instance_id = value.into(),
             "interval_ms" => settings.interval = millis(value),
@@ -150,6 +159,8 @@ fn answer(engine: &Engine, words: &[&str]) -> String {
                 }
             }
         },
+        // Pushes what is due, each job to the queue `work`; how many, or that it did not work.
+        ["poll", set] => poll(engine, set).map_or_else(|error| format!("failed {error}"), |pushed| pushed.to_string()),
         ["leave", within] => {
             let deadline = Instant::now() + millis(within);
             engine.leave().wait(Some(deadline));
@@ -159,6 +170,23 @@ fn answer(engine: &Engine, words: &[&str]) -> String {
             engine.has_left().to_string()
         }
         _ => panic!("unknown command {words:?}"),
+    }
+}
+
+fn poll(engine: &Engine, set: &str) -> Result<u64> {
+    let mut pushed = 0;
+    loop {
+        let claimed = engine.claim_due(set.as_bytes(), b"1000", None)?;
+        let pushes: Vec<_> = claimed
+            .jobs
+            .into_iter()
+            .map(|(token, payload)| (token, Push::Queue(b"work".to_vec(), payload)))
+            .collect();
+        pushed += engine.settle_due(&pushes)?;
+        if !claimed.more {
+            engine.end_due()?;
+            return Ok(pushed);
+        }
     }
 }
 

@@ -14,13 +14,16 @@ macro_rules! script {
     };
 }
 
-script!(REGISTER, "clock", "register");
+script!(REGISTER, "clock", "index", "register");
 script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
 script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
 script!(LEAVE, "requeue", "leave");
+script!(CLAIM_DUE, "claim_due");
+script!(SETTLE_DUE, "settle_due");
+script!(RETURN_DUE, "return_due");
 script!(LEGACY_REAP, "clock", "legacy_standing", "legacy_reap");
 script!(
     LEGACY_MOVE,

@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod redis_server;
 pub mod resp;
 pub mod rng;
+pub mod sentinel;
 pub mod storm;
 pub mod tracker;
 pub mod wait;

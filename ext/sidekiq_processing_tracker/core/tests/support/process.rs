@@ -29,6 +29,8 @@ pub struct Instance {
 pub struct Options {
     arguments: Vec<String>,
     failpoint: Option<String>,
+    within: Vec<String>,
+    env: Vec<(String, String)>,
 }
 
 impl Options {
@@ -37,6 +39,8 @@ impl Options {
         Self {
             arguments: vec![format!("socket={}", socket.display())],
             failpoint: None,
+            within: Vec::new(),
+            env: Vec::new(),
         }
     }
 
@@ -52,17 +56,30 @@ impl Options {
         self
     }
 
+    /// It is started by this command, to which it is appended.
+    pub fn within(mut self, command: &[&str]) -> Self {
+        self.within = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// It has this in its environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Starts it. It registers by itself.
     pub fn start(self) -> Instance {
         let program = env!("CARGO_BIN_EXE_tracker-instance");
-        let mut command = if has_setpriv() {
-            let mut command = Command::new("setpriv");
-            command.args(["--pdeathsig", "KILL", program]);
-            command
-        } else {
-            Command::new(program)
-        };
+        let mut words = self.within;
+        if has_setpriv() {
+            words.splice(..0, ["setpriv", "--pdeathsig", "KILL"].map(String::from));
+        }
+        words.push(program.to_owned());
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
+            .envs(self.env)
             .args(&self.arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());

@@ -19,6 +19,23 @@ use tempfile::TempDir;
 
 use super::wait::{eventually, eventually_some};
 
+/// Whom the instances of the tests log in as. It may do what docs/operations.md says that it must, and nothing else.
+pub const USER: &str = "tracker";
+/// Its password.
+pub const PASSWORD: &str = "of-the-tracker";
+
+/// What docs/operations.md gives a user of the tracker's own, as in an ACL.
+fn rules() -> String {
+    let docs = include_str!("../../../../../docs/operations.md");
+    let begin = docs.find("ACL SETUSER tracker ").expect("a user in docs/operations.md");
+    let command = docs[begin..].split("\n```").next().expect("a block");
+    let words = command.split_whitespace().filter(|word| *word != "\\").skip(3);
+    words
+        .filter(|word| *word != "on" && !word.starts_with('>'))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 /// For everything that a healthy server does at once. Long, since the machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -28,9 +45,16 @@ pub struct Options {
     config: Vec<(String, String)>,
     tcp: bool,
     fake_clock: bool,
+    sentinel: bool,
 }
 
 impl Options {
+    /// Starts as a sentinel.
+    pub fn sentinel(mut self) -> Self {
+        self.sentinel = true;
+        self
+    }
+
     /// Also listens on a free port of 127.0.0.1.
     pub fn tcp(mut self) -> Self {
         self.tcp = true;
@@ -124,6 +148,11 @@ impl RedisServer {
     /// Url of the unix socket, database 0.
     pub fn url(&self) -> String {
         format!("redis+unix://{}", self.socket_path().display())
+    }
+
+    /// Host and port, where it listens on one.
+    pub fn tcp_url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port.expect("a port"))
     }
 
     /// The process id. Panics when the server does not run.
@@ -257,7 +286,7 @@ impl RedisServer {
 
     fn launch(&mut self) {
         let file = self.dir.path().join("redis.conf");
-        fs::write(&file, self.config_file()).expect("redis.conf");
+        fs::write(&file, self.config_file(&file)).expect("redis.conf");
         // A socket file of a killed server would look like a living one.
         let _ = fs::remove_file(self.socket_path());
         let mut line: Vec<String> = Vec::new();
@@ -274,6 +303,9 @@ impl RedisServer {
         }
         line.push(std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".into()));
         line.push(file.display().to_string());
+        if self.options.sentinel {
+            line.push("--sentinel".into());
+        }
         let mut command = Command::new(&line[0]);
         command
             .args(&line[1..])
@@ -286,8 +318,11 @@ impl RedisServer {
                 return Some(Some(status));
             }
             let mut connection = self.try_connect().ok()?;
-            let pong: String = redis::cmd("PING").query(&mut connection).ok()?;
-            (pong == "PONG").then_some(None)
+            match redis::cmd("PING").query::<String>(&mut connection) {
+                Ok(pong) => (pong == "PONG").then_some(None),
+                // Asking for a password is an answer too.
+                Err(error) => (error.code() == Some("NOAUTH")).then_some(None),
+            }
         });
         if let Some(status) = ended {
             panic!("redis-server ended at once ({status}):\n{}", self.log());
@@ -295,18 +330,25 @@ impl RedisServer {
         self.child = Some(child);
     }
 
-    fn config_file(&self) -> String {
+    fn config_file(&self, file: &Path) -> String {
         let dir = self.dir.path().display();
         let mut text = format!(
             "port {}\nbind 127.0.0.1\nunixsocket \"{}\"\ndir \"{dir}\"\nlogfile \"{dir}/redis.log\"\ndaemonize no\n",
             self.port.unwrap_or(0),
             self.socket_path().display(),
         );
-        if !self.options.config.iter().any(|(name, _)| name == "save") {
+        if !self.options.sentinel {
+            text.push_str(&format!("user {USER} on >{PASSWORD} {}\n", rules()));
+        }
+        if !self.options.sentinel && !self.options.config.iter().any(|(name, _)| name == "save") {
             text.push_str("save \"\"\n");
         }
         for (name, value) in &self.options.config {
             text.push_str(&format!("{name} {}\n", if value.is_empty() { "\"\"" } else { value }));
+        }
+        if self.options.sentinel && file.exists() {
+            // It writes down what it learns, and comes back with that.
+            return fs::read_to_string(file).expect("redis.conf");
         }
         text
     }

@@ -12,11 +12,12 @@ use processing_tracker_core::link::Link;
 use processing_tracker_core::orphans::{reenqueue_orphans, Recovered};
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::registry::Handle;
-use processing_tracker_core::settings::{Address, Fetch, Policy, Settings, Target};
+use processing_tracker_core::settings::{Fetch, Policy, Settings};
+use processing_tracker_core::target::{Address, Target};
 use processing_tracker_core::Result;
 use redis::Commands;
 
-use super::redis_server::RedisServer;
+use super::redis_server::{RedisServer, PASSWORD, USER};
 use super::wait::{eventually, eventually_some};
 
 /// For what a healthy engine does at once, and a recovery within its ttl. Long, since the machine may be busy.
@@ -30,14 +31,10 @@ pub const NAMESPACE: &str = "sidekiq_processing";
 
 /// The server behind this unix socket.
 pub fn target(socket: &Path) -> Target {
-    Target {
-        address: Address::Unix(socket.to_owned()),
-        db: 0,
-        username: None,
-        password: None,
-        connect_timeout: Duration::from_secs(1),
-        read_timeout: Duration::from_secs(3),
-    }
+    let mut target = Target::new(Address::Unix(socket.to_owned()));
+    target.username = Some(USER.into());
+    target.password = PASSWORD.into();
+    target
 }
 
 /// Quick settings for the server behind this unix socket.
@@ -49,10 +46,13 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         ttl: TTL,
         hold: Duration::from_secs(300),
         redis: target(socket),
+        queues: None,
         info: vec![("hostname".into(), instance_id.into())],
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
         polls: false,
+        proc: None,
+        exclusive: false,
     }
 }
 
@@ -197,6 +197,11 @@ pub fn is_outage(event: &Event) -> bool {
 /// An outage ended.
 pub fn is_outage_over(event: &Event) -> bool {
     matches!(event, Event::OutageOver { .. })
+}
+
+/// An instance was found dead before its lease ran out.
+pub fn is_found_dead(event: &Event) -> bool {
+    matches!(event, Event::Note(text) if text.starts_with("found dead before its lease ran out"))
 }
 
 /// A lease was lost.

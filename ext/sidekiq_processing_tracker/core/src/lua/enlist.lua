@@ -1,0 +1,20 @@
+-- enlist: keeps an instance in the indexes in which others look for it, and lists who is there.
+-- KEYS: inflight info, then the indexes   ARGV: identity, lives (ms), most
+-- Answers: 'lost', or 'ok' and for each index two: how many it has (-1 where its key holds something else), and a list of the identities and entries of some of
+--       them, at random where there are more than `most`
+local inflight, info, identity = KEYS[1], KEYS[2], ARGV[1]
+
+if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
+redis.call('HDEL', inflight, '-') -- allowed when memory is full, and then so is every write after it
+local answer = {'ok'}
+for i = 3, #KEYS do
+  -- Somebody has removed it, or overwritten it: others are then found by their leases.
+  local here = redis.pcall('HEXISTS', KEYS[i], identity)
+  if here == 0 then redis.pcall('HSET', KEYS[i], identity, index_entry(info)) end
+  redis.pcall('PEXPIRE', KEYS[i], ARGV[2])
+  local count, some = redis.pcall('HLEN', KEYS[i]), redis.pcall('HRANDFIELD', KEYS[i], ARGV[3], 'WITHVALUES')
+  if type(count) == 'table' or some.err then count, some = -1, {} end
+  answer[#answer + 1] = count
+  answer[#answer + 1] = some
+end
+return answer

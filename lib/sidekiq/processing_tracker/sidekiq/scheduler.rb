@@ -1,0 +1,137 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # Extends the object with which Sidekiq's poller moves due jobs (`Sidekiq::Scheduled::Enq`), in place of its own way: the
+    # engine takes many at once, the job's client middleware runs as ever, and each job is pushed in the moment in which it
+    # ceases to be on record as taken. When to poll remains Sidekiq's.
+    #
+    # @api private
+    module Scheduler
+      # How long pushed jobs may wait for company on their way to Redis. Seconds.
+      COMPANY = 0.02
+      # The methods of Sidekiq's client that a job passes without client middleware.
+      CLIENT = %i[push normalize_item validate normalized_hash verify_json].freeze
+
+      private_constant :COMPANY, :CLIENT
+
+      class << self
+        # @param enqueuer [Sidekiq::Scheduled::Enq]
+        # @param engine [Native::Engine]
+        # @param config [Sidekiq::Config, Module]
+        # @return [void]
+        def attach(enqueuer, engine, config)
+          enqueuer.extend(self)
+          enqueuer.processing_tracker_attach(engine, DueClient.for(config))
+        end
+
+        # Gives an enqueuer back what it was.
+        #
+        # @param enqueuer [Object]
+        # @return [void]
+        def detach(enqueuer)
+          enqueuer.processing_tracker_attach(nil, nil) if enqueuer.is_a?(self)
+        end
+      end
+
+      # @param engine [Native::Engine, nil] nil: the enqueuer is its own again
+      # @param client [DueClient, nil]
+      # @return [void]
+      def processing_tracker_attach(engine, client)
+        @processing_tracker_engine = engine
+        @processing_tracker_client = client
+      end
+
+      # Moves what is due into the queues. Called by Sidekiq's poller.
+      #
+      # @param sorted_sets [Array<String>]
+      # @return [void]
+      # @raise [ConnectionError] as Sidekiq's own raises when Redis is away; the poller logs it and comes again
+      def enqueue_jobs(sorted_sets = ::Sidekiq::Scheduled::SETS)
+        return super unless @processing_tracker_engine
+
+        begin
+          sorted_sets.each { |sorted_set| enqueue_due(sorted_set) }
+        ensure
+          put_back_unpushed
+        end
+      end
+
+      private
+
+      def enqueue_due(sorted_set)
+        more = true
+        while more && !@done
+          more, pushed, jobs = @processing_tracker_engine.claim_due(
+            sorted_set, Time.now.to_f.to_s, straight, DueClient.milliseconds?
+          )
+          push_due(jobs)
+          logger_of_sidekiq.debug { "enqueued #{pushed} jobs of #{sorted_set}" } if pushed.positive?
+        end
+      end
+
+      # @param jobs [Array<Array(String, String)>] token and payload
+      def push_due(jobs)
+        pushes = []
+        since = clock
+        jobs.each do |token, payload|
+          break if @done
+
+          push = push_of(token, payload)
+          pushes << push if push
+          next if clock - since < COMPANY
+
+          settle(pushes)
+          since = clock
+        end
+      ensure
+        settle(pushes)
+      end
+
+      def settle(pushes)
+        return if pushes.empty?
+
+        @processing_tracker_engine.settle_due(pushes)
+        pushes.clear
+      end
+
+      # What would have become of the job is Sidekiq's and the app's to say. One that cannot be pushed goes back to its set
+      # at the end of the poll and keeps no other waiting.
+      def push_of(token, payload)
+        target = @processing_tracker_client.target(::Sidekiq.load_json(payload))
+        logger_of_sidekiq.debug { "enqueues a due job: #{payload}" }
+        [token, *target]
+      rescue => error
+        raise if DueClient.away?(error)
+
+        report_unpushed(error)
+        nil
+      end
+
+      def report_unpushed(error)
+        context = {context: "ProcessingTracker could not push a due job; it stays scheduled"}
+        return handle_exception(error, context) if respond_to?(:handle_exception, true)
+
+        logger_of_sidekiq.error("#{context[:context]}: #{error.message} (#{error.class})")
+      end
+
+      # Must not hide the error that has brought us here.
+      def put_back_unpushed
+        @processing_tracker_engine.end_due
+      rescue => error
+        Log.failure("put due jobs back that were not pushed (they go back later)", error)
+      end
+
+      # @return [Array<String>, nil] the fields that each job has, where nothing of Ruby's has to see it
+      def straight
+        return unless @processing_tracker_client.middleware.entries.empty? && CLIENT.all? { |name| Stock.client?(name) }
+
+        ::Sidekiq.default_job_options.keys.map(&:to_s)
+      end
+
+      def logger_of_sidekiq = ::Sidekiq.logger
+
+      def clock = ::Process.clock_gettime(::Process::CLOCK_MONOTONIC)
+    end
+  end
+end

@@ -1,0 +1,75 @@
+# frozen_string_literal: true
+
+module Sidekiq
+  module ProcessingTracker
+    # Who moves due jobs into their queues: the engine, or what Sidekiq or the app does it with.
+    #
+    # Decided once, when Sidekiq starts, and by the rule of {FetchChoice}: the engine stands aside for whatever else has its hand in it.
+    #
+    # @api private
+    class SchedulerChoice
+      # @param option [Symbol] what `config.scheduler` says
+      # @param poller [Sidekiq::Scheduled::Poller]
+      # @param queues [RedisSettings, nil] where Sidekiq's queues are, if that is another Redis than the tracker's
+      def initialize(option, poller, queues = nil)
+        @option = option
+        @queues = queues
+        # It is made with the poller, by whatever class the app has named, and nothing gives it out.
+        @enqueuer = poller.instance_variable_get(:@enq)
+      end
+
+      # @return [Boolean]
+      def native?
+        @option == :auto && obstacles.empty?
+      end
+
+      # @return [Array(Symbol, String)] level and text of the one line that says what was decided
+      def line
+        return [:info, "scheduler: Sidekiq's (as configured)"] if @option == :sidekiq
+        return [:info, "scheduler: native"] if native?
+
+        [:info, "scheduler: stands aside, since #{obstacles.join(", and ")}"]
+      end
+
+      # Puts the decision into effect.
+      #
+      # @param engine [Native::Engine]
+      # @param config [Sidekiq::Config, Module]
+      # @return [void]
+      def apply(engine, config)
+        native? ? Scheduler.attach(@enqueuer, engine, config) : Scheduler.detach(@enqueuer)
+      end
+
+      private
+
+      def obstacles
+        @obstacles ||= [elsewhere, enqueuer, client, *extensions].compact
+      end
+
+      def elsewhere
+        "redis_options leads to another Redis than Sidekiq's queues (#{@queues.server})" if @queues
+      end
+
+      def enqueuer
+        stock = ::Sidekiq::Scheduled::Enq
+        return "the app schedules with #{@enqueuer.class} (scheduled_enq)" unless @enqueuer.instance_of?(stock)
+
+        first = stock.ancestors.first
+        return "#{first} is put before Sidekiq's scheduler" unless first == stock
+
+        "#{stock}#enqueue_jobs is not Sidekiq's own" unless Stock.own?(stock, :enqueue_jobs)
+      end
+
+      # Where jobs go is the engine's business then.
+      def client
+        changed = %i[raw_push atomic_push].find { |name| !Stock.client?(name) }
+        "#{::Sidekiq::Client}##{changed} is not Sidekiq's own" if changed
+      end
+
+      def extensions
+        foreign = @enqueuer.singleton_class.included_modules - @enqueuer.class.included_modules - [Scheduler]
+        foreign.map { |extension| "#{extension} extends Sidekiq's scheduler" }
+      end
+    end
+  end
+end
