@@ -44,11 +44,11 @@ RSpec.describe "an interrupt in a native call" do
         expect(Queues.queued(redis)).to contain_exactly("one", "two")
       end
 
-      it "ends Engine#wait_for_work, and the next job is there for the next call" do
+      it "ends Engine#next_job, and the next job is there for the next call" do
         crew = engine.add_crew(["claimed"], true)
-        interrupt.call(-> { engine.wait_for_work(crew, 60_000) })
+        interrupt.call(-> { engine.next_job(crew, 60_000, nil) })
         redis.call("LPUSH", "queue:claimed", "job")
-        handle, _, payload = eventually("the job") { engine.wait_for_work(crew, 1_000) && engine.take(crew, nil) }
+        handle, _, payload = eventually("the job") { engine.next_job(crew, 1_000, nil) }
         expect(payload).to eq("job")
         engine.ack(handle)
         at_rest(engine)

@@ -19,7 +19,7 @@ use processing_tracker_core::registry::Taken;
 use redis::Commands;
 use support::lua;
 use support::proxy::{Action, At, End as Cut, Proxy, Request};
-use support::redis_server::RedisServer;
+use support::redis_server::{RedisServer, USER};
 use support::rng::{seed, Rng};
 use support::tracker::{
     assert_at_rest, in_flight, is_lease_lost, job, jobs, keys, native, queue, settings, Tracker, SOON, STEP,
@@ -399,7 +399,7 @@ fn where_redis_tells_nothing_it_is_asked() {
     let forbidden = "+@all -client|tracking".split(' ');
     redis::cmd("ACL")
         .arg("SETUSER")
-        .arg("default")
+        .arg(USER)
         .arg(forbidden.collect::<Vec<_>>())
         .exec(&mut server.connect())
         .unwrap();
@@ -482,19 +482,16 @@ fn a_dropped_job_that_redis_refuses_for_a_moment_is_settled_when_it_does_not() {
     push(&server, "work", &[unmarked]);
     push(&server, "work", &[job("marked")]);
     let taken = [take(&tracker, work, SOON), take(&tracker, work, SOON)];
-    let replicate = |to: &[&str]| {
-        redis::cmd("REPLICAOF").arg(to).exec(&mut server.connect()).unwrap();
-    };
-    replicate(&["127.0.0.1", "1"]);
+    server.config_set("min-replicas-to-write", "1");
     for taken in &taken {
         tracker.engine().release(taken.handle);
     }
     tracker.wait_for(
         "a person is told",
-        |event| matches!(event, Event::Warning(text) if text.contains("READONLY")),
+        |event| matches!(event, Event::Warning(text) if text.contains("NOREPLICAS")),
     );
     assert_eq!(in_flight(&server).len(), 2);
-    replicate(&["NO", "ONE"]);
+    server.config_set("min-replicas-to-write", "0");
     eventually(SOON, "both are settled", || in_flight(&server).is_empty());
     assert_eq!(queue(&server, "work"), [job("marked")]);
     let dead: Vec<Vec<u8>> = server.connect().zrange("dead", 0, -1).unwrap();
