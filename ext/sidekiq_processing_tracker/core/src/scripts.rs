@@ -357,9 +357,19 @@ pub struct Found {
 /// An instance's info, by field.
 pub type Info = HashMap<Vec<u8>, Vec<u8>>;
 
+/// Why an instance is dead for certain though its lease runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// The lease end as it was read before the proof. Where it is another now, the proof is void.
+    pub lease_end: Vec<u8>,
+    /// That its process has ended: then Sidekiq's entries of that process may go with it.
+    pub process_ended: bool,
+    /// How it is known, for the log.
+    pub told: String,
+}
+
 /// Fences an instance whose lease has run out and holds it for the reaper `by`, for `hold` at most. The reaper may ask
-/// again while it holds it. `lease_end`, for an instance that is dead for certain: its lease end as it was read before the
-/// proof of that; it is fenced at once if it still is that one.
+/// again while it holds it. One that is dead for certain, by the `proof`, is fenced at once.
 ///
 /// # Errors
 /// As for `register`.
@@ -370,7 +380,7 @@ pub fn reap(
     identity: &[u8],
     by: &str,
     hold: Duration,
-    lease_end: Option<&[u8]>,
+    proof: Option<&Proof>,
 ) -> Result<Reaped> {
     let mut call = Call::new([
         keys.clock().into_bytes(),
@@ -383,8 +393,13 @@ pub fn reap(
         .millis(pace.ttl)
         .arg(identity)
         .millis(hold)
-        .arg(lease_end.unwrap_or_default())
-        .arg(by);
+        .arg(proof.map_or(&b""[..], |proof| &proof.lease_end))
+        .arg(by)
+        .arg(if proof.is_some_and(|proof| proof.process_ended) {
+            "1"
+        } else {
+            ""
+        });
     let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
     match answer.text()?.as_str() {
         "gone" => Ok(Reaped::Gone),

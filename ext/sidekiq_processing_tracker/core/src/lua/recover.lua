@@ -156,20 +156,21 @@ if #moved > 0 then
 end
 
 -- Sidekiq lets its hash of a process live for 60 s after each of its own beats. One that has beaten while the lease ran
--- out may live.
-local function forget_process()
+-- out may live, unless it is known to have ended.
+local function forget_process(has_ended)
   local left = redis.pcall('PTTL', KEYS[process])
-  if left ~= -2 and not (left >= 0 and 60000 - left >= ttl - step) then return end
+  if not has_ended and left ~= -2 and not (left >= 0 and 60000 - left >= ttl - step) then return end
   redis.pcall('SREM', processes, process_name)
   redis.pcall('DEL', KEYS[process], KEYS[process + 1])
 end
 
 if not own then
   if redis.call('HLEN', inflight) == 0 and redis.call('EXISTS', due) == 0 then
+    local has_ended = redis.pcall('HGET', info, 'process_ended') == '1'
     redis.call('ZREM', instances, identity)
     redis.call('DEL', info)
     for i = first_index, first_index + indexes - 1 do redis.pcall('HDEL', KEYS[i], identity) end
-    if process > 0 then forget_process() end
+    if process > 0 then forget_process(has_ended) end
   else
     redis.call('ZADD', instances, now + (rest or math.min(2 * step, tonumber(ARGV[5]))), identity)
     if suspects_left then redis.pcall('HSET', info, 'released_at', now) end
