@@ -81,7 +81,7 @@ RSpec.describe "an interrupt in a native call" do
         # The call may have been on its way. If it was not, the lease is left as it was.
         eventually("the job's way back") do
           redis.call("ZADD", "#{Engines::NAMESPACE}:instances", "XX", 1, engine.identity)
-          native.reenqueue_orphans(Engines.settings(redis))
+          Sidekiq::ProcessingTracker::Orphans.recover(Engines.settings(redis))
           Queues.queued(redis) == ["job"]
         end
         expect(works?(Engines.start_engine(redis), "next")).to be(true)

@@ -18,7 +18,7 @@ module Sidekiq
         # @param passwords [Passwords] who answers for passwords that may change
         # @param info [Hash{String => String}] what people may want to know of this process
         # @param native [Boolean] whether the engine fetches jobs
-        # @return [Hash{Symbol => Object}] settings for {Native::Engine.start} and {Native.reenqueue_orphans}
+        # @return [Hash{Symbol => Object}] settings for {Native::Engine.start} and {Native::Orphans.start}
         # @raise [ConfigurationError] when an option cannot be used, or this Redis cannot
         def build(config, places:, passwords:, info: {}, native: false)
           dead_set = DeadSetLimits.to_native

@@ -167,6 +167,11 @@ impl Events {
         }
     }
 
+    /// Whether so many wait that soon none will fit.
+    pub(crate) fn is_crowded(&self) -> bool {
+        lock(&self.inner).queue.len() > MOST / 2
+    }
+
     pub(crate) fn close(&self) {
         let mut inner = lock(&self.inner);
         inner.closed = true;

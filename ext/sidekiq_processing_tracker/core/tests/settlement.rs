@@ -1185,7 +1185,9 @@ fn the_ghost_goes_at_once_where_the_process_is_known_to_have_ended_also_with_ano
                 bench.record("dead", &in_flight);
             }
             let proof = Proof {
-                lease_end: scripts::lease_end(&mut bench.link, &bench.keys, b"dead").unwrap().unwrap(),
+                lease_end: scripts::lease_end(&mut bench.link, &bench.keys, b"dead")
+                    .unwrap()
+                    .unwrap(),
                 process_ended,
                 told: "it is known".into(),
             };
@@ -1202,7 +1204,11 @@ fn the_ghost_goes_at_once_where_the_process_is_known_to_have_ended_also_with_ano
             }
             assert_at_rest(&bench.server);
             let left: Vec<String> = bench.connection.smembers("processes").unwrap();
-            assert_eq!((bench.exists(PROCESS), left.is_empty()), (!goes, goes), "{process_ended} {dies}");
+            assert_eq!(
+                (bench.exists(PROCESS), left.is_empty()),
+                (!goes, goes),
+                "{process_ended} {dies}"
+            );
         }
     }
 }
