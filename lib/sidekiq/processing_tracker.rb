@@ -250,7 +250,8 @@ module Sidekiq
 
       # Numbers for an exporter:
       #
-      # - `totals`: orphans by outcome since ever, for the whole namespace: requeued, dead, discarded, superseded
+      # - `totals`: orphans by outcome since ever, for the whole namespace: requeued, dead, discarded, superseded, and
+      #   expired (the 1.0 gem had them on record without a payload; the {journal} leaves these out)
       # - `instances`: how many there are now, by {Instance::STATES state}
       # - `in_flight`: jobs on record as running, of the instances that have their lease
       # - `orphans`: jobs on record of the others, which wait to be recovered

@@ -2,8 +2,6 @@
 
 # What ends a thread, or wants to, while it waits in a native call.
 RSpec.describe "an interrupt in a native call" do
-  native = Sidekiq::ProcessingTracker::Native
-
   let(:redis) { RedisServer.new }
   let!(:engine) { Engines.start_engine(redis) }
 
