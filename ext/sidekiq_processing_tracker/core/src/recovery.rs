@@ -1,6 +1,6 @@
 //! Recovery: the jobs of a dead instance are settled, in pieces, each one script.
 
-use crate::dead_set::Death;
+use crate::dead_set::{self, Death};
 use crate::decision::{self, Decision, End, Source, Suspect, Timetable};
 use crate::due::Returning;
 use crate::entry::Token;
@@ -408,11 +408,8 @@ impl Recovery {
         self.report.unnoted |= !settled.noted;
         self.report.unsettled_locks += settled.unsettled_locks;
         self.report.rest = piece.rest;
-        if settled.trimmed > 0 {
-            tell(Event::Warning(format!(
-                "Sidekiq's dead set was trimmed (dead_max_jobs, dead_timeout_in_seconds): entries lost: {}",
-                settled.trimmed
-            )));
+        if let Some(warning) = dead_set::trimmed(settled.trimmed) {
+            tell(Event::Warning(warning));
         }
         let Some(piece) = self.piece.take() else {
             return Ok(Progress::More);

@@ -11,6 +11,7 @@ use crate::server;
 use crate::settings::{Pace, Policy};
 use redis::Value;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -55,14 +56,14 @@ script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
-script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
+script!(RECOVER, "clock", "requeue", "unique_locks", "dead_set", "recover");
 script!(CLEAR_LOCK, "unique_locks", "clear_lock");
 script!(LEAVE, "requeue", "leave");
 script!(SURVEY, "survey");
 script!(RIGHTS, "rights");
 script!(pub(crate) OUTBOX_LOOK, "outbox_look");
 script!(pub(crate) OUTBOX_REMOVE, "outbox_remove");
-script!(pub(crate) DELIVER, "requeue", "unique_locks", "deliver");
+script!(pub(crate) DELIVER, "requeue", "unique_locks", "dead_set", "deliver");
 
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
@@ -474,7 +475,7 @@ pub fn peek(link: &mut Link, keys: &Keys, identity: &[u8], tokens: &[Token]) -> 
 }
 
 /// An orphan and what recovery has decided for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Orphan {
     /// Its name in the in-flight hash.
     pub token: Token,
@@ -488,6 +489,17 @@ pub struct Orphan {
     pub decision: Decision,
     /// The entry of the dead set, for one that dies.
     pub entry: Vec<u8>,
+}
+
+/// Without the entry, whose arguments may be secret.
+impl fmt::Debug for Orphan {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "Orphan({:?}, {:?}, {:?} before: {:?})",
+            self.token, self.facts, self.count, self.decision
+        )
+    }
 }
 
 /// What became of an orphan.

@@ -283,7 +283,7 @@ fn what_goes_back_for_the_fourth_time_is_a_poison_pill() {
     assert_eq!(entry["error_class"], "Sidekiq::ProcessingTracker::PoisonPill");
     let message = entry["error_message"].as_str().unwrap();
     assert!(
-        message.starts_with("Orphaned 4 times within 72 h, the last time by the death of dead"),
+        message.starts_with("Orphaned 4 times, each within 72 h of the one before, the last time by the death of dead"),
         "{message}"
     );
     let failed_at = entry["failed_at"].as_f64().unwrap();

@@ -136,13 +136,7 @@ for i = 17, #ARGV, 14 do
   outcomes[#outcomes + 1] = count
 end
 
--- Sidekiq keeps one entry less than its dead_max_jobs says. An entry that has just been made must not go for that.
-local trimmed = 0
-if totals.dead then
-  local old = redis.pcall('ZREMRANGEBYSCORE', dead, '-inf', '(' .. string.format('%.3f', (server - dead_timeout) / 1000))
-  local many = redis.pcall('ZREMRANGEBYRANK', dead, 0, -dead_max_jobs - 1)
-  if type(old) == 'number' and type(many) == 'number' then trimmed = old + many end
-end
+local trimmed = totals.dead and trim_dead_set(dead, server, dead_timeout, dead_max_jobs) or 0
 
 -- A key of ours that somebody overwrote costs the totals or the journal, not the jobs.
 local noted = 'noted'
