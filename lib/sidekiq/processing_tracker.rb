@@ -147,7 +147,7 @@ module Sidekiq
       # @raise [ConfigurationError] when the value cannot be used
       def max_recoveries = config.max_recoveries
 
-      # Seconds for which it is remembered how often a job was put back.
+      # Seconds for which it is remembered how often a job was put back, from the last time on: each time begins them anew.
       #
       # @return [Integer]
       # @raise [ConfigurationError] when the value cannot be used
@@ -188,7 +188,8 @@ module Sidekiq
 
       # Recovers the jobs of every process whose lease has run out, and of those whose lease runs out meanwhile.
       # Returns once every process that was listed at the call was recovered or has renewed its lease, which takes
-      # up to `heartbeat_ttl` and a step. Works from any process that has the gem, so from a console too. At the end it logs a
+      # up to `heartbeat_ttl` and a step. Jobs that were orphaned before go back one by one, and it waits for these too: up to
+      # five minutes more (docs/protocol.md, *Suspects*). Works from any process that has the gem, so from a console too. At the end it logs a
       # line for each job, and one for the sum, and calls in this process what is to be called ({on}, notifications, Sidekiq's
       # death handlers).
       #
