@@ -212,7 +212,7 @@ module Sidekiq
 
       # Has a block called with each event of some kinds, in the process that recovered the job (of a lost lease, in the
       # one that lost it), on the thread that logs, or in a caller of {reenqueue_orphans!}. At most once: an event whose
-      # process dies meanwhile is in the {journal} only. So a block should be quick; what it raises is logged. For as long
+      # process dies meanwhile is in the {journal} only. So a block should be quick; what it raises is logged, `exit` too. For as long
       # as it takes, no other event is told. It may be given at any time, and stays.
       #
       #   Sidekiq::ProcessingTracker.on(:dead) { |event| Pager.alert("#{event.job_class} #{event.jid}: #{event.reason}") }
