@@ -14,6 +14,7 @@ require_relative "processing_tracker/instance"
 require_relative "processing_tracker/in_flight_job"
 require_relative "processing_tracker/listeners"
 require_relative "processing_tracker/events"
+require_relative "processing_tracker/orphans"
 require_relative "processing_tracker/watch"
 require_relative "processing_tracker/unique_lock"
 require_relative "processing_tracker/runtime"
@@ -189,9 +190,9 @@ module Sidekiq
       # Recovers the jobs of every process whose lease has run out, and of those whose lease runs out meanwhile.
       # Returns once every process that was listed at the call was recovered or has renewed its lease, which takes
       # up to `heartbeat_ttl` and a step. Jobs that were orphaned before go back one by one, and it waits for these too: up to
-      # five minutes more (docs/protocol.md, *Suspects*). Works from any process that has the gem, so from a console too. At the end it logs a
-      # line for each job, and one for the sum, and calls in this process what is to be called ({on}, notifications, Sidekiq's
-      # death handlers).
+      # five minutes more (docs/protocol.md, *Suspects*). Works from any process that has the gem, so from a console too. As it
+      # goes it logs a line for each job and calls in this process what is to be called ({on}, notifications, Sidekiq's death
+      # handlers); so it has told what it did when it raises, or is interrupted. At the end it logs a line for the sum.
       #
       # @return [Hash{Symbol => Integer}] how many jobs there were of each outcome, `stuck` being those that cannot be put
       #   back (docs/operations.md, *Stuck jobs*): `{requeued: 3, stuck: 0, …}`
@@ -201,9 +202,7 @@ module Sidekiq
         passwords = Passwords.new
         settings = Settings.build(config, places: Settings.places(config), passwords: passwords)
         passwords.start
-        result = Native.reenqueue_orphans(settings)
-        counts = result.except("events").transform_keys(&:to_sym)
-        result.fetch("events").each { |event| Events.report(event) }
+        counts = Orphans.recover(settings).transform_keys(&:to_sym)
         Log.write(:info, "reenqueue_orphans!: #{counts.map { |outcome, count| "#{outcome}=#{count}" }.join(" ")}")
         counts
       ensure
@@ -251,7 +250,8 @@ module Sidekiq
 
       # Numbers for an exporter:
       #
-      # - `totals`: orphans by outcome since ever, for the whole namespace: requeued, dead, discarded, superseded
+      # - `totals`: orphans by outcome since ever, for the whole namespace: requeued, dead, discarded, superseded, and
+      #   expired (the 1.0 gem had them on record without a payload; the {journal} leaves these out)
       # - `instances`: how many there are now, by {Instance::STATES state}
       # - `in_flight`: jobs on record as running, of the instances that have their lease
       # - `orphans`: jobs on record of the others, which wait to be recovered

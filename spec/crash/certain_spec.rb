@@ -31,6 +31,8 @@ RSpec.describe "kill -9 on a host where somebody looks" do
         eventually("the ack") { Queues.everywhere(redis).empty? }
         expect(Queues.journal(redis)).to contain_exactly(a_hash_including("jid" => jid, "from" => victim.identity, "outcome" => "requeued"))
         expect(Queues.identities(redis)).to eq([runner.identity])
+        # Sidekiq gave the dead one a minute more on its page of the busy.
+        expect(redis.call("SMEMBERS", "processes")).to contain_exactly(a_string_including(":#{runner.identity.split(":")[-2]}:"))
       end
 
       it "runs its jobs again in a neighbour" do |example|

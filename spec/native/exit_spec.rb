@@ -7,7 +7,7 @@ RSpec.describe "the exit of a process with a thread in a native call" do
   let(:waits) { <<~RUBY }
     engine = start_engine
     held = Array.new(3) { |i| recorded(engine, "job \#{i}") }
-    blocked { Native.reenqueue_orphans(SETTINGS) }
+    blocked { Sidekiq::ProcessingTracker::Orphans.recover(SETTINGS) }
     blocked { loop { engine.next_event(60_000) } }
     pause_redis
     blocked { engine.requeue(held, 60_000) }
@@ -44,7 +44,7 @@ RSpec.describe "the exit of a process with a thread in a native call" do
     Queues.identities(redis, namespace: Engines::NAMESPACE).each do |identity|
       redis.call("ZADD", "#{Engines::NAMESPACE}:instances", 1, identity)
     end
-    expect(Sidekiq::ProcessingTracker::Native.reenqueue_orphans(Engines.settings(redis))).to include("requeued" => 1)
+    expect(Sidekiq::ProcessingTracker::Orphans.recover(Engines.settings(redis))).to include("requeued" => 1)
     expect(Queues.queued(redis)).to eq(["job"])
   end
 

@@ -33,7 +33,7 @@ RSpec.describe "a garbage collection", :gc_stress do
       raise "work for nobody" unless engine.next_job(crew, 10_000, Encoding::BINARY) == false
       raise "another key" unless Native.namespaced_key(+"name", +"key") == "name:key"
       raise "no value" unless Native.read_key(settings[:redis], +"key", 1_000) == "value"
-      raise "not counted" unless Native.reenqueue_orphans(settings).key?("requeued")
+      raise "not counted" unless Sidekiq::ProcessingTracker::Orphans.recover(settings).key?("requeued")
       raise "not left" unless engine.leave(10_000) && engine.next_event(0) == :stopped
     end
   RUBY

@@ -21,19 +21,19 @@ RSpec.describe "an interrupt in a call of Native" do
       it "ends reenqueue_orphans, with Redis stopped" do
         Engines.orphan(redis, "job")
         redis.pause
-        interrupt.call(-> { native.reenqueue_orphans(fast.merge(redis: patient)) })
+        interrupt.call(-> { Sidekiq::ProcessingTracker::Orphans.recover(fast.merge(redis: patient)) })
         redis.resume
         # The call that nobody waits for may be the one that does it, the next one does it else.
-        native.reenqueue_orphans(fast)
+        Sidekiq::ProcessingTracker::Orphans.recover(fast)
         expect(eventually("the job in its queue") { Queues.queued(redis).first }).to eq("job")
       end
 
       it "ends reenqueue_orphans, which waits for an instance that never settles" do
         living = Engines.orphan(redis, "job", lease_end: 10**14)
-        interrupt.call(-> { native.reenqueue_orphans(fast) })
+        interrupt.call(-> { Sidekiq::ProcessingTracker::Orphans.recover(fast) })
         expect(Queues.queued(redis)).to be_empty
         redis.call("ZADD", "#{Engines::NAMESPACE}:instances", 1, living)
-        expect(native.reenqueue_orphans(fast)).to include("requeued" => 1)
+        expect(Sidekiq::ProcessingTracker::Orphans.recover(fast)).to include("requeued" => 1)
         expect(Queues.queued(redis)).to eq(["job"])
       end
     end

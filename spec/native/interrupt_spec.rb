@@ -2,8 +2,6 @@
 
 # What ends a thread, or wants to, while it waits in a native call.
 RSpec.describe "an interrupt in a native call" do
-  native = Sidekiq::ProcessingTracker::Native
-
   let(:redis) { RedisServer.new }
   let!(:engine) { Engines.start_engine(redis) }
 
@@ -81,7 +79,7 @@ RSpec.describe "an interrupt in a native call" do
         # The call may have been on its way. If it was not, the lease is left as it was.
         eventually("the job's way back") do
           redis.call("ZADD", "#{Engines::NAMESPACE}:instances", "XX", 1, engine.identity)
-          native.reenqueue_orphans(Engines.settings(redis))
+          Sidekiq::ProcessingTracker::Orphans.recover(Engines.settings(redis))
           Queues.queued(redis) == ["job"]
         end
         expect(works?(Engines.start_engine(redis), "next")).to be(true)

@@ -28,7 +28,7 @@ RSpec.describe "a wrong call of the native library" do
         -> { engine.release([]) }, -> { engine.requeue(nil, 1) }, -> { engine.requeue(1, 1) }, -> { engine.requeue([nil], 1) },
         -> { engine.requeue([1], "1") }, -> { engine.next_event(nil) }, -> { engine.leave("1") },
         -> { native.namespaced_key(nil, "key") }, -> { native.read_key(nil, "key", 1) },
-        -> { native.read_key(Engines.target(redis), nil, 1) }, -> { native.reenqueue_orphans(nil) },
+        -> { native.read_key(Engines.target(redis), nil, 1) }, -> { native::Orphans.start(nil) },
         -> { engine_class.start(nil) }, -> { engine_class.start(Engines.settings(redis, info: nil)) },
         -> { engine_class.start(Engines.settings(redis, info: {"pid" => 1})) },
         -> { engine_class.start(Engines.settings(redis, interval_ms: "5")) },

@@ -90,6 +90,50 @@ RSpec.describe Sidekiq::ProcessingTracker do
       expect(Queues.queued(redis)).to match_array(payloads)
     end
 
+    it "tells of each job as it goes, so that what is interrupted has told what it did" do
+      Engines.orphan(redis, *Array.new(2) { |i| Queues.marked("PaymentJob", i) })
+      # It waits for this one for ever.
+      Engines.orphan(redis, Queues.marked("PaymentJob", 3), lease_end: 10**14)
+      output, = RubyProcess.run_ruby(<<~RUBY, env: {"REDIS_URL" => redis.url, "PROCESSING_NS" => Engines::NAMESPACE})
+        Sidekiq.logger.level = Logger::FATAL
+        tracker = Sidekiq::ProcessingTracker
+        heard = Queue.new
+        tracker.on(:recovered) { |event| heard << event.jid }
+        main = Thread.current
+        Thread.new do
+          told = Array.new(2) { heard.pop }
+          told.each { |jid| heard << jid }
+          main.raise(Interrupt)
+        end
+        begin
+          tracker.reenqueue_orphans!
+        rescue Interrupt
+          puts Array.new(heard.size) { heard.pop }
+        end
+      RUBY
+      journal = Queues.journal(redis, namespace: Engines::NAMESPACE).map { |line| line["jid"] }
+      expect(journal.size).to eq(2)
+      expect(output.split).to match_array(journal)
+    end
+
+    it "has told what it did when Redis goes away" do
+      Engines.orphan(redis, payload = Queues.marked("PaymentJob", 1))
+      Engines.orphan(redis, Queues.marked("PaymentJob", 2), lease_end: 10**14)
+      output, = RubyProcess.run_ruby(<<~RUBY, env: {"REDIS_URL" => redis.url, "PROCESSING_NS" => Engines::NAMESPACE})
+        Sidekiq.logger.level = Logger::FATAL
+        Sidekiq::ProcessingTracker.on(:recovered) do |event|
+          puts event.jid
+          Process.kill("KILL", #{redis.process.pid})
+        end
+        begin
+          Sidekiq::ProcessingTracker.reenqueue_orphans!
+        rescue Sidekiq::ProcessingTracker::ConnectionError
+          puts "away"
+        end
+      RUBY
+      expect(output.split).to eq([Queues.jid(payload), "away"])
+    end
+
     it "says so where nothing was to be done" do
       expect(reenqueue_orphans).to eq(["INFO ProcessingTracker reenqueue_orphans!: requeued=0 dead=0 discarded=0 superseded=0 stuck=0",
         "{:requeued=>0, :dead=>0, :discarded=>0, :superseded=>0, :stuck=>0}"])

@@ -22,7 +22,7 @@ RSpec.describe "instances and stats" do
     expect([instance.started_at, instance.last_beat_at]).to all(be_between(before, Time.now + 1))
     eventually("the next beat") { tracker.instances.first.last_beat_at > instance.last_beat_at }
     expect(tracker.stats).to eq(
-      totals: {requeued: 0, dead: 0, discarded: 0, superseded: 0},
+      totals: {requeued: 0, dead: 0, discarded: 0, superseded: 0, expired: 0},
       instances: {running: 1, silent: 0, dead: 0, recovering: 0}, in_flight: 1, orphans: 0
     )
     expect([instance.inspect, instance.to_s, tracker.in_flight.to_a.inspect].join).not_to include("secret")

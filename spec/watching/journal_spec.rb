@@ -31,6 +31,8 @@ RSpec.describe "journal" do
     25.times { add.call("x", "y") }
     add.call(*head, "jid", "", "class", "", "queue", "q", "outcome", "dead", "reason", "unreadable", "recoveries", "2")
     add.call(*head, "jid", "j\xff", "class", "", "queue", "\xff", "outcome", "superseded", "reason", "\xff")
+    add.call(*head, "jid", "gone", "class", "", "queue", "q", "outcome", "expired")
+    expect(tracker.journal(count: 1)).to match([have_attributes(kind: :superseded)])
     expect(tracker.journal(count: 5)).to match([
       have_attributes(kind: :superseded, reason: satisfy { |reason| reason.to_s == "\uFFFD" }, jid: "j\xff"),
       have_attributes(kind: :dead, reason: :unreadable, recoveries: 2, jid: nil, job_class: nil, queue: "q"),

@@ -4,6 +4,7 @@
 //! No script reaches two servers. So it is pushed there, then removed here: one who dies in between leaves it to be pushed
 //! once more (docs/protocol.md, "Two Redises").
 
+use crate::dead_set;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::keys::Keys;
@@ -155,8 +156,15 @@ impl Courier {
         let mut delivered = Vec::new();
         if !waiting.is_empty() {
             failpoint::reach("before_deliver");
-            let outcomes = Answer::to("deliver", self.there.run(&scripts::DELIVER, &call)?)?.rest();
+            let mut answer = Answer::to("deliver", self.there.run(&scripts::DELIVER, &call)?)?;
+            let trimmed = answer.number()?;
+            let outcomes = answer.rest();
             failpoint::reach("after_deliver");
+            if let Some(warning) = dead_set::trimmed(trimmed) {
+                // Each time is another one, and named by what was added.
+                let jid = waiting.first().and_then(|(payload, _)| payload::read(payload).jid);
+                tell(&format!("the dead set, {jid:?}"), warning);
+            }
             if outcomes.len() != waiting.len() {
                 return Err(Error::protocol("deliver", "another number of outcomes than of jobs"));
             }

@@ -9,6 +9,14 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
+/// What is to be said when the dead set lost so many entries, since it was full or they were old.
+#[must_use]
+pub(crate) fn trimmed(entries: u64) -> Option<String> {
+    (entries > 0).then(|| {
+        format!("Sidekiq's dead set was trimmed (dead_max_jobs, dead_timeout_in_seconds): entries lost: {entries}")
+    })
+}
+
 /// An orphan that goes to the dead set.
 #[derive(Debug, Clone, Copy)]
 pub struct Death<'a> {
@@ -101,7 +109,7 @@ impl Death<'_> {
         };
         match self.reason {
             Reason::PoisonPill => format!(
-                "Orphaned {} times within {}, the last time by the death of {from}, where it was in flight since {since}. \
+                "Orphaned {} times, each within {} of the one before, the last time by the death of {from}, where it was in flight since {since}. \
                  It may be what kills the processes, so it is not put back again (max_recoveries is {})",
                 self.recoveries,
                 hours(policy.recovery_window),
@@ -275,7 +283,7 @@ mod tests {
             Timestamps::Milliseconds,
         );
         assert!(milliseconds.starts_with(
-            r#"{"failed_at":1700000050007,"queue":"q","error_class":"Sidekiq::ProcessingTracker::PoisonPill","error_message":"Orphaned 4 times within 72 h, "#
+            r#"{"failed_at":1700000050007,"queue":"q","error_class":"Sidekiq::ProcessingTracker::PoisonPill","error_message":"Orphaned 4 times, each within 72 h of the one before, "#
         ));
     }
 

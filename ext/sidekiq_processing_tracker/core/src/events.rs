@@ -78,7 +78,7 @@ impl fmt::Debug for LostJob {
 }
 
 /// An orphan that is settled.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settled {
     /// How it ended.
     pub end: End,
@@ -100,6 +100,24 @@ pub struct Settled {
     pub at_ms: u64,
     /// The job as it was in flight. `None` where too many events wait to be read.
     pub payload: Option<Arc<[u8]>>,
+}
+
+/// Without the payload, whose arguments may be secret.
+impl fmt::Debug for Settled {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Settled")
+            .field("end", &self.end)
+            .field("reason", &self.reason)
+            .field("jid", &self.jid)
+            .field("class", &self.class)
+            .field("queue", &String::from_utf8_lossy(&self.queue))
+            .field("from", &self.from)
+            .field("by", &self.by)
+            .field("recoveries", &self.recoveries)
+            .field("at_ms", &self.at_ms)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The queue. It holds so many events, and so many bytes of payloads, and drops what comes after: a Ruby that does not read
@@ -167,6 +185,11 @@ impl Events {
         }
     }
 
+    /// Whether so many wait that soon none will fit.
+    pub(crate) fn is_crowded(&self) -> bool {
+        lock(&self.inner).queue.len() > MOST / 2
+    }
+
     pub(crate) fn close(&self) {
         let mut inner = lock(&self.inner);
         inner.closed = true;
@@ -210,6 +233,27 @@ mod tests {
         }
         assert_eq!(events.next(), Next::Event(Event::Dropped(3)));
         assert_eq!(events.next(), Next::Closed);
+    }
+
+    #[test]
+    fn shows_no_payload() {
+        let settled = Settled {
+            end: End::Requeued,
+            reason: None,
+            jid: Some("jid".into()),
+            class: None,
+            queue: b"work".to_vec(),
+            from: "a".into(),
+            by: "b".into(),
+            recoveries: 1,
+            at_ms: 1,
+            payload: Some(b"7".as_slice().into()),
+        };
+        let shown = format!("{:?}", Event::Settled(settled));
+        assert!(
+            shown.contains("\"jid\"") && !shown.contains("payload") && !shown.contains("55"),
+            "{shown}"
+        );
     }
 
     #[test]

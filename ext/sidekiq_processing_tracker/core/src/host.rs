@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::keys::Keys;
 use crate::link::Link;
 use crate::recovery::Recovery;
-use crate::scripts::{self, Fenced, Info};
+use crate::scripts::{self, Fenced, Info, Proof};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -318,17 +318,21 @@ impl Neighbours {
         let Lease::Ends(lease_end) = lease_end else {
             return Ok(Step::Nothing);
         };
+        if !self.has_ended(&suspect) {
+            return Ok(Step::Nothing);
+        }
         let pid = suspect.process.as_ref().map_or(0, |(pid, ..)| *pid);
-        // Somebody may have put another `proc` in the place of the one that was there.
-        let same = self.this_process() == self.here;
-        Ok(match self.life(&suspect) {
-            Life::Dead if same => Step::Dead(Box::new(Recovery::certain(
-                suspect.identity,
-                lease_end,
-                format!("its process {pid} has ended"),
-            ))),
-            _ => Step::Nothing,
-        })
+        let proof = Proof {
+            lease_end,
+            process_ended: true,
+            told: format!("its process {pid} has ended"),
+        };
+        Ok(Step::Dead(Box::new(Recovery::certain(suspect.identity, proof))))
+    }
+
+    /// Whether its process has ended for certain: somebody may have put another `proc` in the place of the one that was there.
+    fn has_ended(&self, entry: &Entry) -> bool {
+        self.this_process() == self.here && self.is_dead(entry)
     }
 
     fn list(&mut self, link: &mut Link, keys: &Keys, identity: &str) -> Result<()> {
@@ -389,10 +393,14 @@ impl Neighbours {
                 String::from_utf8_lossy(&predecessor.identity)
             )));
         }
+        let proof = Proof {
+            lease_end,
+            process_ended: self.has_ended(predecessor),
+            told: format!("{label} is this process' alone (exclusive_instance_id)"),
+        };
         Ok(Step::Dead(Box::new(Recovery::certain(
             predecessor.identity.clone(),
-            lease_end,
-            format!("{label} is this process' alone (exclusive_instance_id)"),
+            proof,
         ))))
     }
 

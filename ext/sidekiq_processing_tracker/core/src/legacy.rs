@@ -4,7 +4,7 @@
 //! gets a lease here, under the identity `1.0 <instance>`; if it is still missing when the lease has run out, the instance
 //! is dead.
 
-use crate::dead_set::Death;
+use crate::dead_set::{self, Death};
 use crate::decision::{End, Reason};
 use crate::entry::Token;
 use crate::error::{Error, Result};
@@ -33,6 +33,7 @@ script!(
     "clock",
     "requeue",
     "unique_locks",
+    "dead_set",
     "legacy_standing",
     "legacy_move"
 );
@@ -273,7 +274,6 @@ pub(crate) struct Recovery {
 }
 
 /// A job and what was decided for it.
-#[derive(Debug)]
 struct Orphan {
     id: Vec<u8>,
     decision: &'static str,
@@ -282,6 +282,13 @@ struct Orphan {
     payload: Option<Arc<[u8]>>,
     /// The entry of the dead set, for one that dies.
     entry: Vec<u8>,
+}
+
+/// Without the payload, whose arguments may be secret.
+impl fmt::Debug for Orphan {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Orphan({:?}: {})", self.facts, self.decision)
+    }
 }
 
 impl Orphan {
@@ -298,7 +305,11 @@ impl Orphan {
         if let Some(payload) = &orphan.payload {
             orphan.facts = payload::read(payload);
             // What has no class is no job: Sidekiq would drop it.
-            orphan.decision = if orphan.facts.runs.is_some() { "requeue" } else { "dead" };
+            orphan.decision = match orphan.facts.runs {
+                Some(_) => "requeue",
+                None if orphan.facts.undying => "discarded",
+                None => "dead",
+            };
             if let Some(queue) = queue_of(payload) {
                 orphan.queue = queue.into_bytes();
             }
@@ -464,7 +475,9 @@ impl Recovery {
             .millis(reaper.hold)
             .arg(piece.as_str())
             .arg(&held_until[..])
-            .number(u8::from(left == 0));
+            .number(u8::from(left == 0))
+            .millis(reaper.policy.dead_timeout)
+            .number(reaper.policy.dead_max_jobs);
         for orphan in orphans {
             call.arg(&orphan.id[..])
                 .key(keys.legacy_job(&orphan.id))
@@ -473,7 +486,7 @@ impl Recovery {
                 .arg(&orphan.queue[..])
                 .arg(orphan.facts.jid.as_deref().unwrap_or_default())
                 .arg(orphan.facts.class.as_deref().unwrap_or_default())
-                .arg(if orphan.decision == "dead" {
+                .arg(if matches!(orphan.decision, "dead" | "discarded") {
                     Reason::Unreadable.name()
                 } else {
                     ""
@@ -487,7 +500,7 @@ impl Recovery {
         let is_held = answer.text()? == "held";
         let is_noted = answer.text()? == "noted";
         let next_hold = answer.bytes()?;
-        let (at_ms, unsettled_locks) = (answer.number()?, answer.number()?);
+        let (at_ms, unsettled_locks, trimmed) = (answer.number()?, answer.number()?, answer.number()?);
         let outcomes = answer
             .rest()
             .map(|outcome| bytes("legacy_move", outcome))
@@ -500,6 +513,9 @@ impl Recovery {
         }
         self.report.unnoted |= !is_noted;
         self.report.unsettled_locks += unsettled_locks;
+        if let Some(warning) = dead_set::trimmed(trimmed) {
+            tell(Event::Warning(warning));
+        }
         for (orphan, outcome) in orphans.iter().zip(outcomes) {
             match &outcome[..] {
                 b"expired" => self.expired.push(orphan.facts.jid.clone().unwrap_or_default()),
@@ -513,7 +529,7 @@ impl Recovery {
             *self.report.total(end) += 1;
             tell(Event::Settled(Settled {
                 end,
-                reason: (end == End::Dead).then_some(Reason::Unreadable),
+                reason: matches!(end, End::Dead | End::Discarded).then_some(Reason::Unreadable),
                 queue: orphan.queue.clone(),
                 jid: orphan.facts.jid.clone(),
                 class: orphan.facts.class.clone(),

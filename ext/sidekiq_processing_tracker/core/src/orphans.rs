@@ -12,10 +12,13 @@ use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts;
 use crate::settings::Settings;
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often it looks whether a reader that is far behind has come closer.
+const READER: Duration = Duration::from_millis(5);
 
 /// What came of it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Recovered {
     /// Jobs that are back in their queues.
     pub requeued: u64,
@@ -27,13 +30,11 @@ pub struct Recovered {
     pub superseded: u64,
     /// Jobs and fields that stay where they are, since something is wrong with their queues' keys or with them.
     pub stuck: u64,
-    /// One event for each job that is settled, and one for each instance that needs a person.
-    pub events: Events,
 }
 
 impl Recovered {
-    fn tell(&mut self, event: Event) {
-        if let Event::Settled(settled) = &event {
+    fn count(&mut self, event: &Event) {
+        if let Event::Settled(settled) = event {
             *match settled.end {
                 End::Requeued => &mut self.requeued,
                 End::Dead => &mut self.dead,
@@ -41,7 +42,6 @@ impl Recovered {
                 End::Superseded => &mut self.superseded,
             } += 1;
         }
-        self.events.push(event);
     }
 }
 
@@ -49,6 +49,7 @@ struct Orphans<'a> {
     link: Link,
     reaper: Reaper,
     cancel: &'a Parker,
+    events: &'a Events,
     /// The search for instances of the 1.0 gem, until it is over.
     search: Option<Search>,
     /// The instances that were listed at the call, and their lease ends then. `None` before they were asked for.
@@ -68,9 +69,13 @@ struct Orphans<'a> {
 /// clock going meanwhile. So it waits for leases that run, a `ttl` at most, and for suspects that leave one at a time, five
 /// minutes at most (docs/protocol.md, "Orphans settled"). `cancel` ends it early.
 ///
+/// It tells `events` as it goes: of each job that is settled, and of each instance that needs a person; also when it ends
+/// early or fails. They are to be read meanwhile: it waits for a reader that is far behind. In the end it closes them.
+///
 /// # Errors
 /// `Error::Connection`, `Error::Refused` when Redis fails twice in a row.
-pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recovered> {
+pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker, events: &Events) -> Result<Recovered> {
+    let _closing = Closing(events);
     let reaper = Reaper {
         keys: settings.keys(),
         by: identity::draw(&settings.instance_id)?,
@@ -83,6 +88,7 @@ pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recover
         link: Link::new(settings.redis.clone(), settings.redis.read_timeout),
         reaper,
         cancel,
+        events,
         search: Some(Search::default()),
         listed: None,
         courier: settings
@@ -108,6 +114,15 @@ pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker) -> Result<Recover
     }
     orphans.recovered.stuck = orphans.stuck.values().sum();
     Ok(orphans.recovered)
+}
+
+/// Closes events, however their writer ends: somebody waits for the last one.
+struct Closing<'a>(&'a Events);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl Orphans<'_> {
@@ -144,7 +159,7 @@ impl Orphans<'_> {
             if self.cancel.is_done() {
                 return Ok(false);
             }
-            let events = &self.recovered.events;
+            let events = self.events;
             let found = search.step(&mut self.link, &self.reaper.keys, self.reaper.pace, |_, warning| {
                 events.push(Event::Warning(warning));
             });
@@ -164,7 +179,7 @@ impl Orphans<'_> {
 
     /// Answers whether nothing is left to deliver, but for what cannot be.
     fn deliver(&mut self) -> Result<bool> {
-        let (keys, events) = (&self.reaper.keys, &self.recovered.events);
+        let (keys, events) = (&self.reaper.keys, self.events);
         while let Some(courier) = &mut self.courier {
             let tell = |_: &str, text| events.push(Event::Warning(text));
             match courier.step(&mut self.link, keys, &self.reaper.by, &self.reaper.policy, tell) {
@@ -184,8 +199,15 @@ impl Orphans<'_> {
         let Some(recovery) = &mut self.current else {
             return Ok(true);
         };
-        let recovered = &mut self.recovered;
-        let progress = recovery.step(&mut self.link, &self.reaper, |event| recovered.tell(event))?;
+        // What would not fit is not told at all. Nothing is lost meanwhile: if the hold runs out, another may go on.
+        while self.events.is_crowded() && !self.cancel.is_done() {
+            self.cancel.wait(Some(Instant::now() + READER));
+        }
+        let (recovered, events) = (&mut self.recovered, self.events);
+        let progress = recovery.step(&mut self.link, &self.reaper, |event| {
+            recovered.count(&event);
+            events.push(event);
+        })?;
         // A pass over many instances may meet more than one connection that breaks.
         self.failed = false;
         let Progress::Done(report) = progress else {
@@ -194,11 +216,11 @@ impl Orphans<'_> {
         let from = recovery.from().to_vec();
         self.current = None;
         if let Some(unsettled) = report.unsettled_locks(&from) {
-            self.recovered.events.push(Event::Warning(unsettled));
+            self.events.push(Event::Warning(unsettled));
         }
         if let Some(unnoted) = report.unnoted(&self.reaper.keys).filter(|_| !self.unnoted) {
             self.unnoted = true;
-            self.recovered.events.push(Event::Warning(unnoted));
+            self.events.push(Event::Warning(unnoted));
         }
         if let Some(leftovers) = report.leftovers(&self.reaper.keys, &from) {
             if self
@@ -206,7 +228,7 @@ impl Orphans<'_> {
                 .insert(from.clone(), report.stuck + report.unreadable)
                 .is_none()
             {
-                self.recovered.events.push(Event::Warning(leftovers));
+                self.events.push(Event::Warning(leftovers));
             }
             // It is not going to be settled while somebody waits here.
             if let Some(listed) = &mut self.listed {

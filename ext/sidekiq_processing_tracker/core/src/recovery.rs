@@ -1,6 +1,6 @@
 //! Recovery: the jobs of a dead instance are settled, in pieces, each one script.
 
-use crate::dead_set::Death;
+use crate::dead_set::{self, Death};
 use crate::decision::{self, Decision, End, Source, Suspect, Timetable};
 use crate::due::Returning;
 use crate::entry::Token;
@@ -13,7 +13,7 @@ use crate::keys::Keys;
 use crate::legacy;
 use crate::link::Link;
 use crate::payload;
-use crate::scripts::{self, Found, Orphan, Outcome, Reaped, Settlement};
+use crate::scripts::{self, Found, Orphan, Outcome, Proof, Reaped, Settlement};
 use crate::settings::{Pace, Policy};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,8 +42,8 @@ pub struct Reaper {
 pub struct Recovery {
     /// The identity as it stands in Redis.
     from: Vec<u8>,
-    /// It is dead for certain: its lease end as it was read before the proof, and what the proof is.
-    certain: Option<(Vec<u8>, String)>,
+    /// It is dead for certain, and how that is known.
+    certain: Option<Proof>,
     /// What an instance with its lease settles itself, by token. `None` for the recovery of a dead one.
     own: Option<HashMap<Token, Dropped>>,
     /// What is known of the instance. `None` before it is reaped.
@@ -157,12 +157,11 @@ impl Recovery {
         }
     }
 
-    /// The recovery of the instance `from`, which is dead for certain though its lease runs: until `lease_end`, as Redis has
-    /// told before that was proved. `proof`: how it is known.
+    /// The recovery of the instance `from`, which is dead for certain though its lease runs.
     #[must_use]
-    pub fn certain(from: Vec<u8>, lease_end: Vec<u8>, proof: String) -> Self {
+    pub fn certain(from: Vec<u8>, proof: Proof) -> Self {
         Self {
-            certain: Some((lease_end, proof)),
+            certain: Some(proof),
             ..Self::new(from)
         }
     }
@@ -210,16 +209,16 @@ impl Recovery {
 
     fn reap(&mut self, link: &mut Link, reaper: &Reaper, mut tell: impl FnMut(Event)) -> Result<Progress> {
         failpoint::reach("before_reap");
-        let lease_end = self.certain.as_ref().map(|(lease_end, _)| &lease_end[..]);
-        let (keys, hold) = (&reaper.keys, reaper.hold);
-        let reaped = scripts::reap(link, keys, reaper.pace, &self.from, &reaper.by, hold, lease_end)?;
+        let (keys, hold, proof) = (&reaper.keys, reaper.hold, self.certain.as_ref());
+        let reaped = scripts::reap(link, keys, reaper.pace, &self.from, &reaper.by, hold, proof)?;
         failpoint::reach("after_reap");
         match reaped {
             Reaped::Fenced(found) => {
-                if let Some((_, proof)) = &self.certain {
+                if let Some(proof) = &self.certain {
                     let from = String::from_utf8_lossy(&self.from);
                     tell(Event::Note(format!(
-                        "found dead before its lease ran out: {from}: {proof}"
+                        "found dead before its lease ran out: {from}: {}",
+                        proof.told
                     )));
                 }
                 self.found(reaper, found);
@@ -409,11 +408,8 @@ impl Recovery {
         self.report.unnoted |= !settled.noted;
         self.report.unsettled_locks += settled.unsettled_locks;
         self.report.rest = piece.rest;
-        if settled.trimmed > 0 {
-            tell(Event::Warning(format!(
-                "Sidekiq's dead set was trimmed (dead_max_jobs, dead_timeout_in_seconds): entries lost: {}",
-                settled.trimmed
-            )));
+        if let Some(warning) = dead_set::trimmed(settled.trimmed) {
+            tell(Event::Warning(warning));
         }
         let Some(piece) = self.piece.take() else {
             return Ok(Progress::More);

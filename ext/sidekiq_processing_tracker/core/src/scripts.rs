@@ -11,6 +11,7 @@ use crate::server;
 use crate::settings::{Pace, Policy};
 use redis::Value;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -55,14 +56,14 @@ script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
-script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
+script!(RECOVER, "clock", "requeue", "unique_locks", "dead_set", "recover");
 script!(CLEAR_LOCK, "unique_locks", "clear_lock");
 script!(LEAVE, "requeue", "leave");
 script!(SURVEY, "survey");
 script!(RIGHTS, "rights");
 script!(pub(crate) OUTBOX_LOOK, "outbox_look");
 script!(pub(crate) OUTBOX_REMOVE, "outbox_remove");
-script!(pub(crate) DELIVER, "requeue", "unique_locks", "deliver");
+script!(pub(crate) DELIVER, "requeue", "unique_locks", "dead_set", "deliver");
 
 /// Computes what is computed once. To be called before a thread runs that may be in the middle of it when the process
 /// forks: the child would wait for it for ever.
@@ -357,9 +358,19 @@ pub struct Found {
 /// An instance's info, by field.
 pub type Info = HashMap<Vec<u8>, Vec<u8>>;
 
+/// Why an instance is dead for certain though its lease runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// The lease end as it was read before the proof. Where it is another now, the proof is void.
+    pub lease_end: Vec<u8>,
+    /// That its process has ended: then Sidekiq's entries of that process may go with it.
+    pub process_ended: bool,
+    /// How it is known, for the log.
+    pub told: String,
+}
+
 /// Fences an instance whose lease has run out and holds it for the reaper `by`, for `hold` at most. The reaper may ask
-/// again while it holds it. `lease_end`, for an instance that is dead for certain: its lease end as it was read before the
-/// proof of that; it is fenced at once if it still is that one.
+/// again while it holds it. One that is dead for certain, by the `proof`, is fenced at once.
 ///
 /// # Errors
 /// As for `register`.
@@ -370,7 +381,7 @@ pub fn reap(
     identity: &[u8],
     by: &str,
     hold: Duration,
-    lease_end: Option<&[u8]>,
+    proof: Option<&Proof>,
 ) -> Result<Reaped> {
     let mut call = Call::new([
         keys.clock().into_bytes(),
@@ -383,8 +394,13 @@ pub fn reap(
         .millis(pace.ttl)
         .arg(identity)
         .millis(hold)
-        .arg(lease_end.unwrap_or_default())
-        .arg(by);
+        .arg(proof.map_or(&b""[..], |proof| &proof.lease_end))
+        .arg(by)
+        .arg(if proof.is_some_and(|proof| proof.process_ended) {
+            "1"
+        } else {
+            ""
+        });
     let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
     match answer.text()?.as_str() {
         "gone" => Ok(Reaped::Gone),
@@ -459,7 +475,7 @@ pub fn peek(link: &mut Link, keys: &Keys, identity: &[u8], tokens: &[Token]) -> 
 }
 
 /// An orphan and what recovery has decided for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Orphan {
     /// Its name in the in-flight hash.
     pub token: Token,
@@ -473,6 +489,17 @@ pub struct Orphan {
     pub decision: Decision,
     /// The entry of the dead set, for one that dies.
     pub entry: Vec<u8>,
+}
+
+/// Without the entry, whose arguments may be secret.
+impl fmt::Debug for Orphan {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "Orphan({:?}, {:?}, {:?} before: {:?})",
+            self.token, self.facts, self.count, self.decision
+        )
+    }
 }
 
 /// What became of an orphan.

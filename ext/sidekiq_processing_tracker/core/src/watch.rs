@@ -2,6 +2,7 @@
 //!
 //! Reads only, and in pages: no call answers more than Redis and this process can bear, however much there is.
 
+use crate::decision::End;
 use crate::entry::Token;
 use crate::error::{Error, Result};
 use crate::identity;
@@ -24,7 +25,7 @@ const BYTES: usize = 1 << 20;
 const ENTRIES: usize = 20;
 
 /// What the totals are kept by.
-pub const OUTCOMES: [&str; 4] = ["requeued", "dead", "discarded", "superseded"];
+pub const OUTCOMES: [&str; 5] = ["requeued", "dead", "discarded", "superseded", "expired"];
 
 const INFO: [&str; 7] = [
     "hostname",
@@ -317,7 +318,11 @@ fn read_entry(id: &[u8], fields: &[Vec<u8>]) -> Vec<Line> {
             (None, _) => {}
         }
     }
-    lines.retain(|line| !line.from.is_empty() && line.told.iter().any(|(name, _)| name == b"outcome"));
+    // Before any are counted: what has expired was no job any more, and what is unknown is another version's.
+    let is_end = |(name, value): &(Vec<u8>, Vec<u8>)| {
+        name == b"outcome" && End::ALL.into_iter().any(|end| end.name().as_bytes() == value)
+    };
+    lines.retain(|line| !line.from.is_empty() && line.told.iter().any(is_end));
     lines.reverse();
     lines
 }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use processing_tracker_core::engine::Recorded;
 use processing_tracker_core::events::{Event, LostJob};
 use processing_tracker_core::identity;
-use processing_tracker_core::orphans::reenqueue_orphans;
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::password::{Asked, Desk, Password};
 use processing_tracker_core::registry::Requeueing;
@@ -26,8 +25,8 @@ use support::lua;
 use support::proxy::{relay, Action, End, OnConnect, Plan, Proxy, Request};
 use support::redis_server::{Options as ServerOptions, RedisServer, PASSWORD, USER};
 use support::tracker::{
-    assert_at_rest, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs, journal,
-    keys, link, our_keys, queue, recover_all, settings, Tracker, SOON, STEP, TTL,
+    self, assert_at_rest, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs,
+    journal, keys, link, our_keys, queue, recover_all, settings, Tracker, SOON, STEP, TTL,
 };
 use support::wait::eventually;
 
@@ -418,7 +417,7 @@ fn reenqueue_orphans_can_be_cancelled() {
     let cancel = Parker::new();
     let waiting = thread::spawn({
         let cancel = cancel.clone();
-        move || reenqueue_orphans(&slow, &cancel)
+        move || tracker::recover(&slow, &cancel)
     });
     let clock = |server: &RedisServer| -> f64 { server.connect().hget(keys().clock(), "seen").unwrap() };
     let before = clock(&server);

@@ -255,6 +255,27 @@ fn a_living_instance_is_left_alone_and_a_late_heartbeat_saves_one() {
 }
 
 #[test]
+fn the_dead_set_keeps_to_its_limits_and_a_job_may_forbid_it() {
+    let server = RedisServer::start();
+    for member in ["older", "old"] {
+        let now = support::redis_server::unix_now() - 10;
+        let () = server.connect().zadd("dead", member, now).unwrap();
+    }
+    begin(&server, "old", b"classless", br#"{"jid":"classless"}"#);
+    begin(&server, "old", b"undying", br#"{"jid":"undying","dead":false}"#);
+    let mut console = settings(&server.socket_path(), "console");
+    console.policy.dead_max_jobs = 2;
+    let recovered = recover_all(&console).unwrap();
+    assert_eq!((recovered.dead, recovered.discarded), (1, 1));
+    assert_eq!((stat(&server, "dead"), stat(&server, "discarded")), (1, 1));
+    assert_eq!(server.connect().zcard::<_, u64>("dead").unwrap(), 2);
+    let text = told(&recovered.events).join("\n");
+    assert!(text.contains("entries lost: 1"), "{text}");
+    assert_eq!(left_of_1_0(&server), BTreeSet::new());
+    assert_at_rest(&server);
+}
+
+#[test]
 fn what_has_expired_is_told_and_its_member_removed() {
     let server = RedisServer::start();
     begin(&server, "old", b"there", &in_queue("there", "work"));

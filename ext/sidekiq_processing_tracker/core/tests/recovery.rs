@@ -14,8 +14,8 @@ use redis::Commands;
 use support::process::Options;
 use support::redis_server::RedisServer;
 use support::tracker::{
-    assert_at_rest, hostile_payloads, in_flight, instances, is_lease_lost, is_recovered, job, jobs, journal, queue,
-    settings, stat, JournalLine, Tracker, SOON, STEP, TTL,
+    assert_at_rest, hostile_payloads, in_flight, instances, is_lease_lost, is_recovered, job, jobs, journal, keys,
+    queue, settings, stat, JournalLine, Tracker, SOON, STEP, TTL,
 };
 use support::wait::eventually;
 
@@ -113,9 +113,24 @@ fn a_recovering_process_may_be_killed_at_every_step() {
 fn recover_past(place: &str) {
     let server = RedisServer::start();
     let socket = server.socket_path();
-    let jobs = jobs(450);
+    let mut connection = server.connect();
+    let mut jobs = jobs(450);
+    // Among them are jobs whose locks are to be taken again, and in the middle one that is a pill by now.
+    for i in [3, 225, 447] {
+        let (jid, digest) = (format!("j{i}"), format!("uniquejobs:{i}"));
+        jobs[i] = format!(
+            r#"{{"jid":"{jid}","class":"A","processing":true,"lock":"until_and_while_executing","lock_digest":"{digest}"}}"#
+        )
+        .into_bytes();
+        let () = connection
+            .hset(format!("{digest}:RUN:LOCKED"), &jid, "1700000000.5")
+            .unwrap();
+    }
+    let mut held = jobs.clone();
+    held.insert(200, job("pill"));
+    let () = connection.set_ex(keys().recoveries("pill"), 3, 1000).unwrap();
     let mut killed = Options::new(&socket).set("instance_id", "first").registered();
-    killed.record_all("work", &jobs);
+    killed.record_all("work", &held);
     killed.kill();
 
     // For its second reap, it finds a second dead instance.
@@ -146,7 +161,23 @@ fn recover_past(place: &str) {
     assert_eq!(others.len(), usize::from(place == "before_reap:2"));
     let count = jobs.len() + others.len();
     assert_eq!(stat(&server, "requeued"), count as u64, "{place}");
-    assert_eq!(journal(&server).len(), count, "{place}");
+    assert_eq!(journal(&server).len(), count + 1, "{place}");
+    for i in [3, 225, 447] {
+        for lock in [format!("uniquejobs:{i}"), format!("uniquejobs:{i}:RUN")] {
+            let holders: Vec<String> = connection.hkeys(format!("{lock}:LOCKED")).unwrap();
+            assert_eq!(holders, [format!("j{i}")], "{place}: {lock}");
+        }
+    }
+    let dead: Vec<String> = connection.zrange("dead", 0, -1).unwrap();
+    assert_eq!((dead.len(), stat(&server, "dead")), (1, 1), "{place}");
+    assert!(
+        dead[0].contains("\"pill\"") && dead[0].contains("Orphaned 4 times"),
+        "{place}: {dead:?}"
+    );
+    assert!(
+        !connection.exists::<_, bool>(keys().recoveries("pill")).unwrap(),
+        "{place}"
+    );
     assert_eq!(next.count(is_lease_lost), 0);
     assert!(next.leave(SOON));
     assert_at_rest(&server);

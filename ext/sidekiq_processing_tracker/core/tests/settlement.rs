@@ -14,7 +14,7 @@ use processing_tracker_core::keys::Keys;
 use processing_tracker_core::link::Link;
 use processing_tracker_core::payload;
 use processing_tracker_core::recovery::{Dropped, Progress, Reaper, Recovery, Report};
-use processing_tracker_core::scripts::{self, Fenced, Orphan, Outcome, Settlement, Turn, Turned};
+use processing_tracker_core::scripts::{self, Fenced, Orphan, Outcome, Proof, Settlement, Turn, Turned};
 use processing_tracker_core::settings::{Pace, Policy, Timestamps};
 use redis::Commands;
 use support::redis_server::{Options, RedisServer};
@@ -283,7 +283,7 @@ fn what_goes_back_for_the_fourth_time_is_a_poison_pill() {
     assert_eq!(entry["error_class"], "Sidekiq::ProcessingTracker::PoisonPill");
     let message = entry["error_message"].as_str().unwrap();
     assert!(
-        message.starts_with("Orphaned 4 times within 72 h, the last time by the death of dead"),
+        message.starts_with("Orphaned 4 times, each within 72 h of the one before, the last time by the death of dead"),
         "{message}"
     );
     let failed_at = entry["failed_at"].as_f64().unwrap();
@@ -1163,4 +1163,52 @@ fn the_ghost_of_a_dead_process_goes_with_it() {
     assert!(!forgotten(&[job("a")], Some(59)));
     assert!(!forgotten(&[], Some(60)));
     assert!(!forgotten(&[job("a")], Some(-1)));
+}
+
+#[test]
+fn the_ghost_goes_at_once_where_the_process_is_known_to_have_ended_also_with_another_reaper() {
+    const PROCESS: &str = "host:1:abc";
+    for (process_ended, in_flight, goes) in [
+        (true, vec![job("a")], true),
+        (true, vec![], true),
+        // A promise about a label says nothing of the process.
+        (false, vec![job("a")], false),
+    ] {
+        for dies in [false, true] {
+            let mut bench = Bench::start();
+            let () = bench.connection.sadd("processes", PROCESS).unwrap();
+            // Sidekiq has just beaten.
+            let () = bench.connection.hset(PROCESS, "beat", "1").unwrap();
+            let () = bench.connection.expire(PROCESS, 60).unwrap();
+            bench.register("dead", &[("sidekiq_identity", PROCESS), ("fetch", "sidekiq")]);
+            if !in_flight.is_empty() {
+                bench.record("dead", &in_flight);
+            }
+            let proof = Proof {
+                lease_end: scripts::lease_end(&mut bench.link, &bench.keys, b"dead")
+                    .unwrap()
+                    .unwrap(),
+                process_ended,
+                told: "it is known".into(),
+            };
+            let reaper = bench.reaper();
+            if dies {
+                let (keys, proof) = (&reaper.keys, Some(&proof));
+                let reaped = scripts::reap(&mut bench.link, keys, PACE, b"dead", "killed", HOLD, proof).unwrap();
+                assert!(matches!(reaped, scripts::Reaped::Fenced(_)), "{reaped:?}");
+                bench.pass(PACE.step * 2);
+                bench.recover("dead");
+            } else {
+                let mut recovery = Recovery::certain(b"dead".to_vec(), proof);
+                while recovery.step(&mut bench.link, &reaper, |_| {}).unwrap() == Progress::More {}
+            }
+            assert_at_rest(&bench.server);
+            let left: Vec<String> = bench.connection.smembers("processes").unwrap();
+            assert_eq!(
+                (bench.exists(PROCESS), left.is_empty()),
+                (!goes, goes),
+                "{process_ended} {dies}"
+            );
+        }
+    }
 }

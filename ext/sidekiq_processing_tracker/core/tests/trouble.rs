@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use processing_tracker_core::events::{Event, Next};
 use processing_tracker_core::identity;
-use processing_tracker_core::orphans::{reenqueue_orphans, Recovered};
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::registry::Requeueing;
 use processing_tracker_core::scripts::{self, Turn, Turned};
@@ -23,8 +22,8 @@ use support::lua;
 use support::proxy::{relay, Action, End, OnConnect, Plan, Proxy, Request};
 use support::redis_server::RedisServer;
 use support::tracker::{
-    assert_at_rest, forgetful, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job, jobs,
-    journal, keys, link, queue, recover_all, settings, stat, Tracker, SOON, STEP, TTL,
+    self, assert_at_rest, forgetful, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job,
+    jobs, journal, keys, link, queue, recover_all, settings, stat, Tracker, SOON, STEP, TTL,
 };
 use support::wait::eventually;
 
@@ -79,7 +78,7 @@ fn recovered_jids(told: &[Event]) -> Vec<String> {
     told.iter().filter_map(jid).collect()
 }
 
-fn told_by(recovered: &Recovered) -> Vec<Event> {
+fn told_by(recovered: &tracker::Recovered) -> Vec<Event> {
     let mut told = Vec::new();
     while let Next::Event(event) = recovered.events.next() {
         told.push(event);
@@ -374,7 +373,7 @@ fn a_console_that_always_finds_somebody_due_can_be_cancelled() {
     let cancel = Parker::new();
     let waiting = thread::spawn({
         let (cancel, settings) = (cancel.clone(), settings(&proxy.socket_path(), "console"));
-        move || reenqueue_orphans(&settings, &cancel)
+        move || tracker::recover(&settings, &cancel)
     });
     eventually(SOON, "the others are back", || queue(&server, "work") == jobs(3));
     let before = calls_of_scripts(&server);

@@ -6,7 +6,7 @@
 
 mod support;
 
-use processing_tracker_core::events::Event;
+use processing_tracker_core::events::{Event, Next};
 use processing_tracker_core::settings::Settings;
 use redis::Commands;
 use support::process::{Instance, Options};
@@ -129,8 +129,22 @@ fn what_dies_and_what_is_suspected_go_where_they_should() {
         assert_eq!(&all[if round == 0 { 0 } else { 2 }], &job("pill"), "{round}");
     }
     forbid.policy.max_recoveries = Some(2);
+    forbid.policy.dead_max_jobs = 1;
+    let _: () = servers
+        .1
+        .connect()
+        .zadd("dead", "older", support::redis_server::unix_now())
+        .unwrap();
     dead(&servers, "work", &[job("pill")]);
-    assert_eq!(recover_all(&forbid).unwrap().dead, 1);
+    let recovered = recover_all(&forbid).unwrap();
+    assert_eq!(recovered.dead, 1);
+    let told: Vec<Event> = std::iter::from_fn(|| match recovered.events.next() {
+        Next::Event(event) => Some(event),
+        _ => None,
+    })
+    .collect();
+    let is_trimmed = |event: &Event| matches!(event, Event::Warning(text) if text.contains("entries lost: 1"));
+    assert_eq!(told.iter().filter(|event| is_trimmed(event)).count(), 1, "{told:?}");
     let dead: Vec<String> = servers.1.connect().zrange("dead", 0, -1).unwrap();
     assert_eq!(dead.len(), 1);
     assert!(dead[0].contains("PoisonPill"), "{dead:?}");

@@ -81,8 +81,34 @@ unsafe extern "C" fn unblock(argument: *mut c_void) {
     let _ = catch_unwind(AssertUnwindSafe(|| parker.interrupt()));
 }
 
-/// Runs `body` on a native thread and waits for it without the GVL: no Ruby thread ever touches a socket. `body` gets a
-/// parker that is done when nobody waits for it any more.
+/// What runs on a native thread: no Ruby thread ever touches a socket.
+pub struct Call<T> {
+    done: Arc<Parker>,
+    cancel: Arc<Parker>,
+    result: Arc<Mutex<Option<processing_tracker_core::Result<T>>>>,
+}
+
+impl<T> Call<T> {
+    /// Nobody waits for it any more.
+    pub fn cancel(&self) {
+        self.cancel.unpark();
+    }
+
+    /// Waits for its end without the GVL. The result is there once.
+    ///
+    /// # Errors
+    /// As for `wait`; and as the body's.
+    pub fn result(&self, ruby: &Ruby) -> Result<T, Error> {
+        wait(ruby, &self.done, None)?;
+        let outcome = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        outcome
+            .unwrap_or_else(|| Err(processing_tracker_core::Error::Internal("no result".into())))
+            .map_err(|error| crate::errors::to_ruby(ruby, &error))
+    }
+}
+
+/// Runs `body` on a native thread and waits for it without the GVL. `body` gets a parker that is done when nobody waits for
+/// it any more.
 ///
 /// # Errors
 /// As for `wait`; and as `body`.
@@ -90,6 +116,20 @@ pub fn run<T: Send + 'static>(
     ruby: &Ruby,
     body: impl FnOnce(&Parker) -> processing_tracker_core::Result<T> + Send + 'static,
 ) -> Result<T, Error> {
+    let call = begin(ruby, body)?;
+    let result = call.result(ruby);
+    call.cancel();
+    result
+}
+
+/// Begins to run `body` on a native thread. `body` gets a parker that is done when it is cancelled.
+///
+/// # Errors
+/// Where no thread can be started.
+pub fn begin<T: Send + 'static>(
+    ruby: &Ruby,
+    body: impl FnOnce(&Parker) -> processing_tracker_core::Result<T> + Send + 'static,
+) -> Result<Call<T>, Error> {
     let (done, cancel, result) = (Parker::new(), Parker::new(), Arc::new(Mutex::new(None)));
     let (thread_done, thread_cancel, thread_result) = (done.clone(), cancel.clone(), result.clone());
     processing_tracker_core::threads::spawn("tracker-call", move || {
@@ -102,12 +142,5 @@ pub fn run<T: Send + 'static>(
         thread_done.unpark();
     })
     .map_err(|error| crate::errors::to_ruby(ruby, &error))?;
-    if let Err(raised) = wait(ruby, &done, None) {
-        cancel.unpark();
-        return Err(raised);
-    }
-    let outcome = result.lock().unwrap_or_else(PoisonError::into_inner).take();
-    outcome
-        .unwrap_or_else(|| Err(processing_tracker_core::Error::Internal("no result".into())))
-        .map_err(|error| crate::errors::to_ruby(ruby, &error))
+    Ok(Call { done, cancel, result })
 }

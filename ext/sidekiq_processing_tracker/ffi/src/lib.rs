@@ -6,13 +6,13 @@ mod engine;
 mod errors;
 mod events;
 mod gvl;
+mod orphans;
 mod passwords;
 mod settings;
 mod watch;
 
 use magnus::{function, method, value::ReprValue, Class, Error, Module, Object, RHash, Ruby, Value};
 use processing_tracker_core as core;
-use processing_tracker_core::events::Next;
 use processing_tracker_core::link::Link;
 use std::time::Duration;
 
@@ -27,7 +27,6 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_module_function("namespaced_key", function!(namespaced_key, 2))?;
     native.define_module_function("read_key", function!(read_key, 3))?;
     native.define_module_function("examine", function!(examine, 4))?;
-    native.define_module_function("reenqueue_orphans", function!(reenqueue_orphans, 1))?;
     native.define_module_function("clear_unique_lock", function!(clear_unique_lock, 4))?;
     let class = native.define_class("Engine", ruby.class_object())?;
     class.undef_default_alloc_func();
@@ -48,6 +47,12 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     class.define_method("next_event", method!(engine::Engine::next_event, 1))?;
     class.define_method("touch", method!(engine::Engine::touch, 0))?;
     class.define_method("leave", method!(engine::Engine::leave, 1))?;
+    let class = native.define_class("Orphans", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    class.define_singleton_method("start", function!(orphans::Orphans::start, 1))?;
+    class.define_method("next_event", method!(orphans::Orphans::next_event, 1))?;
+    class.define_method("counts", method!(orphans::Orphans::counts, 0))?;
+    class.define_method("cancel", method!(orphans::Orphans::cancel, 0))?;
     let class = native.define_class("Passwords", ruby.class_object())?;
     class.undef_default_alloc_func();
     class.define_singleton_method("new", function!(passwords::Passwords::new, 0))?;
@@ -98,26 +103,6 @@ fn examine(ruby: &Ruby, redis: RHash, namespace: String, outbox: bool, timeout_m
         gvl::run(ruby, move |_| {
             core::server::examine(&target, &keys, Duration::from_millis(timeout_ms.max(1)))
         })
-    })
-}
-
-/// `Native.reenqueue_orphans(settings)`: counts by outcome, and the events to log.
-fn reenqueue_orphans(ruby: &Ruby, settings: RHash) -> Result<RHash, Error> {
-    errors::guard(ruby, || {
-        let settings = settings::read(ruby, settings)?;
-        let recovered = gvl::run(ruby, move |cancel| core::orphans::reenqueue_orphans(&settings, cancel))?;
-        let counts = ruby.hash_new();
-        counts.aset("requeued", recovered.requeued)?;
-        counts.aset("dead", recovered.dead)?;
-        counts.aset("discarded", recovered.discarded)?;
-        counts.aset("superseded", recovered.superseded)?;
-        counts.aset("stuck", recovered.stuck)?;
-        let told = ruby.ary_new();
-        while let Next::Event(event) = recovered.events.next() {
-            told.push(events::to_hash(ruby, event)?)?;
-        }
-        counts.aset("events", told)?;
-        Ok(counts)
     })
 }
 

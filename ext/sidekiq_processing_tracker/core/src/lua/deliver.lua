@@ -3,7 +3,7 @@
 -- ARGV: where to ('requeue', 'requeue_last', 'dead'), queue, dead_timeout (ms), dead_max_jobs, then for each job: payload, jid,
 --       score ('' but for the dead set), lock, its ten keys (index in KEYS of the first), limit, lock_ttl (these four as for
 --       recover)
--- Answers: an outcome for each: 'done', 'superseded' (others hold its lock), 'stuck' (something else lies there)
+-- Answers: how many entries the dead set lost, then an outcome for each: 'done', 'superseded' (others hold its lock), 'stuck' (something else lies there)
 local key, queues, dead = KEYS[1], KEYS[2], KEYS[3]
 local where, queue, dead_timeout, dead_max_jobs = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
@@ -28,7 +28,7 @@ local function deliver(payload, score, lock)
   return 'done'
 end
 
-local outcomes = {}
+local outcomes, trimmed = {}, 0
 for i = 5, #ARGV, 7 do
   local lock = {kind = ARGV[i + 3], jid = ARGV[i + 1]}
   if lock.kind ~= '' then
@@ -38,8 +38,5 @@ for i = 5, #ARGV, 7 do
   end
   outcomes[#outcomes + 1] = deliver(ARGV[i], ARGV[i + 2], lock)
 end
-if where == 'dead' then
-  redis.pcall('ZREMRANGEBYSCORE', dead, '-inf', '(' .. string.format('%.3f', (server - dead_timeout) / 1000))
-  redis.pcall('ZREMRANGEBYRANK', dead, 0, -dead_max_jobs - 1)
-end
-return outcomes
+if where == 'dead' then trimmed = trim_dead_set(dead, server, dead_timeout, dead_max_jobs) end
+return {trimmed, unpack(outcomes)}

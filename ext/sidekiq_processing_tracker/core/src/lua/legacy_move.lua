@@ -3,20 +3,21 @@
 -- KEYS: clock instances jobs heartbeat stats journal, Sidekiq's queues and dead, the indexes of sidekiq-unique-jobs digests
 --       and expiring_digests, then as ARGV says
 -- ARGV: identity by step ttl hold piece (a name that this call and its repetitions share) held_until (as the call before
---       answered it) last ('1': then the instance leaves the list), then for each job: id, job key (index in KEYS),
---       decision ('requeue', 'dead', or 'leave' where there was no payload), queue key (index in KEYS), queue, jid, class,
+--       answered it) last ('1': then the instance leaves the list) dead_timeout (ms) dead_max_jobs, then for each job: id,
+--       job key (index in KEYS), decision ('requeue', 'dead', 'discarded', or 'leave' where there was no payload), queue key (index in KEYS), queue, jid, class,
 --       reason, entry (for the dead set), lock, its ten keys (index in KEYS of the first), limit, lock_ttl (these four as
 --       for recover)
 -- Answers: 'held' or 'over' (the hold is not, or no longer, the caller's: nothing was done by this call), 'noted' or
 --       'unnoted' (the journal or the totals are no longer what they should be), until when it is held, the server's time
---       in ms, how many locks could not be settled, and for each job its outcome, by this call or an earlier copy of it:
---       'requeued', 'dead', 'superseded', 'expired' (there was no payload any more), 'gone' (settled by others), 'stuck'
+--       in ms, how many locks could not be settled, how many entries the dead set lost, and for each job its outcome, by this
+--       call or an earlier copy of it: 'requeued', 'dead', 'discarded', 'superseded', 'expired' (there was no payload any more), 'gone' (settled by others), 'stuck'
 --       (the key it should go to holds something else), 'overwritten' (its own key does). The last two stay where they are
 local clock, instances, jobs, heartbeat = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local stats, journal, queues, dead = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local identity, by, piece = ARGV[1], ARGV[2], ARGV[6]
-local first, width = 9, 13
-local letters_of = {requeued = 'r', dead = 'd', superseded = 's', expired = 'e'}
+local dead_timeout, dead_max_jobs = tonumber(ARGV[9]), tonumber(ARGV[10])
+local first, width = 11, 13
+local letters_of = {requeued = 'r', dead = 'd', discarded = 'x', superseded = 's', expired = 'e'}
 
 redis.call('HDEL', clock, '-') -- allowed when memory is full, and then so is every write after it
 local now, step, _, _, server = tick(clock, instances, tonumber(ARGV[3]), tonumber(ARGV[4]))
@@ -30,7 +31,7 @@ if is_held and standing_of(jobs, heartbeat) ~= 'dead' then
 end
 if not is_held then
   -- The answer may have been lost: what the first copy of this call did, the journal tells.
-  local letters, answer = '', {'over', 'noted', '', server, 0}
+  local letters, answer = '', {'over', 'noted', '', server, 0, 0}
   local entries = redis.pcall('XREVRANGE', journal, '+', '-', 'COUNT', 100)
   for _, entry in ipairs(entries.err and {} or entries) do
     local fields = entry[2]
@@ -59,7 +60,7 @@ local function move(decision, payload, queue_key, queue, entry, lock)
   elseif decision == 'dead' then
     return type(redis.pcall('ZADD', dead, seconds, entry)) == 'number' and 'dead' or 'stuck'
   end
-  return 'gone'
+  return decision == 'discarded' and 'discarded' or 'gone'
 end
 
 -- What ends elsewhere than in its queue gives up what it holds; what goes back holds on to it. Answers what was done.
@@ -110,6 +111,8 @@ for i = first, #ARGV, width do
   outcomes[#outcomes + 1] = outcome
 end
 
+local trimmed = totals.dead and trim_dead_set(dead, server, dead_timeout, dead_max_jobs) or 0
+
 -- A key of ours that somebody overwrote costs the totals or the journal, not the jobs.
 local noted = 'noted'
 if #moved > 0 then
@@ -129,6 +132,6 @@ else
   held_until = string.format('%.0f', math.max(longest, tonumber(lease_end) + 1))
   redis.call('ZADD', instances, held_until, identity)
 end
-local answer = {'held', noted, held_until, server, unsettled}
+local answer = {'held', noted, held_until, server, unsettled, trimmed}
 for _, outcome in ipairs(outcomes) do answer[#answer + 1] = outcome end
 return answer

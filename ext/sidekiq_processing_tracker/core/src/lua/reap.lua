@@ -1,6 +1,7 @@
 -- reap: takes the lease of an instance whose lease has run out (fences it) and holds it for this reaper.
 -- KEYS: clock instances [inflight info due]   ARGV: step ttl identity ('' asks for one that is due) hold lease_end ('' or, with
---       the proof of a death, the lease end read before the proof) by
+--       the proof of a death, the lease end read before the proof) by process_ended ('1' where that proof is that its
+--       process has ended, else '')
 -- Answers: without an identity 'due' and the identity ('' for none); else 'gone', 'runs', 'overwritten' (its hash is
 --       none), or 'reaped', now, when it was fenced, when the last suspect left ('' for never) (all on the lease clock),
 --       two lists, its info and the fields of its in-flight hash, and whether its
@@ -48,6 +49,8 @@ redis.call('ZADD', instances, held_until, identity)
 local fenced_at = tonumber(redis.call('HGET', info, 'fenced_at') or '')
 if not (readable(fenced_at, 0) and fenced_at <= now) then fenced_at = now end
 redis.call('HSET', info, 'reaper', ARGV[6], 'fenced_at', fenced_at)
+-- For whoever recovers the last of it, who may be another reaper.
+if proven and ARGV[7] == '1' then redis.call('HSET', info, 'process_ended', 1) end
 local released_at = tonumber(redis.call('HGET', info, 'released_at') or '')
 if not (readable(released_at, 0) and released_at <= now) then released_at = '' end
 return {'reaped', now, fenced_at, released_at, redis.call('HGETALL', info), fields, scheduled}

@@ -136,13 +136,7 @@ for i = 17, #ARGV, 14 do
   outcomes[#outcomes + 1] = count
 end
 
--- Sidekiq keeps one entry less than its dead_max_jobs says. An entry that has just been made must not go for that.
-local trimmed = 0
-if totals.dead then
-  local old = redis.pcall('ZREMRANGEBYSCORE', dead, '-inf', '(' .. string.format('%.3f', (server - dead_timeout) / 1000))
-  local many = redis.pcall('ZREMRANGEBYRANK', dead, 0, -dead_max_jobs - 1)
-  if type(old) == 'number' and type(many) == 'number' then trimmed = old + many end
-end
+local trimmed = totals.dead and trim_dead_set(dead, server, dead_timeout, dead_max_jobs) or 0
 
 -- A key of ours that somebody overwrote costs the totals or the journal, not the jobs.
 local noted = 'noted'
@@ -156,20 +150,21 @@ if #moved > 0 then
 end
 
 -- Sidekiq lets its hash of a process live for 60 s after each of its own beats. One that has beaten while the lease ran
--- out may live.
-local function forget_process()
+-- out may live, unless it is known to have ended.
+local function forget_process(has_ended)
   local left = redis.pcall('PTTL', KEYS[process])
-  if left ~= -2 and not (left >= 0 and 60000 - left >= ttl - step) then return end
+  if not has_ended and left ~= -2 and not (left >= 0 and 60000 - left >= ttl - step) then return end
   redis.pcall('SREM', processes, process_name)
   redis.pcall('DEL', KEYS[process], KEYS[process + 1])
 end
 
 if not own then
   if redis.call('HLEN', inflight) == 0 and redis.call('EXISTS', due) == 0 then
+    local has_ended = redis.pcall('HGET', info, 'process_ended') == '1'
     redis.call('ZREM', instances, identity)
     redis.call('DEL', info)
     for i = first_index, first_index + indexes - 1 do redis.pcall('HDEL', KEYS[i], identity) end
-    if process > 0 then forget_process() end
+    if process > 0 then forget_process(has_ended) end
   else
     redis.call('ZADD', instances, now + (rest or math.min(2 * step, tonumber(ARGV[5]))), identity)
     if suspects_left then redis.pcall('HSET', info, 'released_at', now) end

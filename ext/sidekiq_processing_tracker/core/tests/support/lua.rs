@@ -19,7 +19,7 @@ script!(BEAT, "clock", "beat");
 script!(TURN, "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
-script!(RECOVER, "clock", "requeue", "unique_locks", "recover");
+script!(RECOVER, "clock", "requeue", "unique_locks", "dead_set", "recover");
 script!(LEAVE, "requeue", "leave");
 script!(CLAIM_DUE, "claim_due");
 script!(SETTLE_DUE, "settle_due");
@@ -30,6 +30,7 @@ script!(
     "clock",
     "requeue",
     "unique_locks",
+    "dead_set",
     "legacy_standing",
     "legacy_move"
 );

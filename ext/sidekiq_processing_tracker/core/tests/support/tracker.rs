@@ -1,15 +1,16 @@
 //! Engines in this process, and what they leave in Redis.
 
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use processing_tracker_core::decision::End;
 use processing_tracker_core::engine::{Engine, Recorded};
-use processing_tracker_core::events::{Event, Next};
+use processing_tracker_core::events::{Event, Events, Next};
 use processing_tracker_core::keys::Keys;
 use processing_tracker_core::link::Link;
-use processing_tracker_core::orphans::{reenqueue_orphans, Recovered};
+use processing_tracker_core::orphans;
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::registry::Handle;
 use processing_tracker_core::settings::{Fetch, Policy, Settings};
@@ -272,6 +273,28 @@ pub fn assert_at_rest(server: &RedisServer) {
     assert_eq!(keys, Vec::<String>::new(), "left behind");
 }
 
+/// What came of a recovery, and what it told.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    counts: orphans::Recovered,
+    pub events: Events,
+}
+
+impl Deref for Recovered {
+    type Target = orphans::Recovered;
+
+    fn deref(&self) -> &Self::Target {
+        &self.counts
+    }
+}
+
+/// `reenqueue_orphans`, with all that it told.
+pub fn recover(settings: &Settings, cancel: &Parker) -> Result<Recovered> {
+    let events = Events::default();
+    let counts = orphans::reenqueue_orphans(settings, cancel, &events)?;
+    Ok(Recovered { counts, events })
+}
+
 /// `reenqueue_orphans`, which a test must not wait for for ever.
 #[track_caller]
 pub fn recover_all(settings: &Settings) -> Result<Recovered> {
@@ -286,7 +309,7 @@ pub fn recover_all(settings: &Settings) -> Result<Recovered> {
             }
         }
     });
-    let report = reenqueue_orphans(settings, &cancel);
+    let report = recover(settings, &cancel);
     cancel.unpark();
     assert!(watch.join().unwrap(), "recovery does not end: {report:?}");
     report
