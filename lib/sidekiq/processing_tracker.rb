@@ -148,7 +148,7 @@ module Sidekiq
       # @raise [ConfigurationError] when the value cannot be used
       def max_recoveries = config.max_recoveries
 
-      # Seconds for which it is remembered how often a job was put back.
+      # Seconds for which it is remembered how often a job was put back, from the last time on: each time begins them anew.
       #
       # @return [Integer]
       # @raise [ConfigurationError] when the value cannot be used
@@ -189,10 +189,10 @@ module Sidekiq
 
       # Recovers the jobs of every process whose lease has run out, and of those whose lease runs out meanwhile.
       # Returns once every process that was listed at the call was recovered or has renewed its lease, which takes
-      # up to `heartbeat_ttl` and a step, and five minutes where jobs are suspected to kill their processes. Works from any
-      # process that has the gem, so from a console too. As it goes it logs a line for each job and calls in this process what
-      # is to be called ({on}, notifications, Sidekiq's death handlers); so it has told what it did when it raises, or is
-      # interrupted. At the end it logs a line for the sum.
+      # up to `heartbeat_ttl` and a step. Jobs that were orphaned before go back one by one, and it waits for these too: up to
+      # five minutes more (docs/protocol.md, *Suspects*). Works from any process that has the gem, so from a console too. As it
+      # goes it logs a line for each job and calls in this process what is to be called ({on}, notifications, Sidekiq's death
+      # handlers); so it has told what it did when it raises, or is interrupted. At the end it logs a line for the sum.
       #
       # @return [Hash{Symbol => Integer}] how many jobs there were of each outcome, `stuck` being those that cannot be put
       #   back (docs/operations.md, *Stuck jobs*): `{requeued: 3, stuck: 0, …}`
@@ -211,7 +211,7 @@ module Sidekiq
 
       # Has a block called with each event of some kinds, in the process that recovered the job (of a lost lease, in the
       # one that lost it), on the thread that logs, or in a caller of {reenqueue_orphans!}. At most once: an event whose
-      # process dies meanwhile is in the {journal} only. So a block should be quick; what it raises is logged. For as long
+      # process dies meanwhile is in the {journal} only. So a block should be quick; what it raises is logged, `exit` too. For as long
       # as it takes, no other event is told. It may be given at any time, and stays.
       #
       #   Sidekiq::ProcessingTracker.on(:dead) { |event| Pager.alert("#{event.job_class} #{event.jid}: #{event.reason}") }
@@ -276,7 +276,7 @@ module Sidekiq
       end
 
       # Frees the locks of sidekiq-unique-jobs that a job holds: those that carry its jid, whatever state the job is
-      # in. Given a digest without a jid, removes the whole lock, whoever holds it. Recovery does what is needed by itself;
+      # in. Given a digest without a jid (no such key, or nil), removes the whole lock, whoever holds it. Recovery does what is needed by itself;
       # this is for a person who knows that the job will not run again. Raises nothing: what goes wrong is logged.
       #
       # @param job [Hash] a payload: "lock_digest" (or "unique_digest") and "jid"

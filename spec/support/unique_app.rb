@@ -17,11 +17,15 @@ class UniqueApp
       config.client_middleware { |chain| chain.add SidekiqUniqueJobs::Middleware::Client }
       config.server_middleware { |chain| chain.add SidekiqUniqueJobs::Middleware::Server }
       SidekiqUniqueJobs::Server.configure(config)
+      config.death_handlers << ->(job, _) { note("deaths", [job["jid"]].to_json) }
     end
     SidekiqUniqueJobs.configure do |config|
       config.reaper = ENV["REAPS"] ? :ruby : :none
       config.reaper_interval = 1
     end
+
+    tracker = Sidekiq::ProcessingTracker
+    tracker.on(*tracker::Event::KINDS) { |event| note("heard", [event.kind, event.jid].to_json) }
 
     #{LOCKS.product(LIMITS)}.each do |lock, limit|
       name = lock.split("_").map(&:capitalize).join + limit.to_s

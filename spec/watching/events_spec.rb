@@ -43,6 +43,27 @@ RSpec.describe "events" do
     expect(logs).not_to include("secret")
   end
 
+  it "goes on telling, and ends well at a TERM, when callbacks exit or raise what is no StandardError" do
+    raising = <<~RUBY
+      Fatal = Class.new(Exception)
+      tracker = Sidekiq::ProcessingTracker
+      tracker.on(:recovered) { raise Fatal }
+      tracker.on(:recovered) { exit(3) }
+      tracker.on(:recovered) { |event| note("heard", [event.jid].to_json) }
+    RUBY
+    payloads = Array.new(2) { Queues.push(redis, Queues.marked("GatedJob", gate.path)) }
+    jids = payloads.map { |payload| Queues.jid(payload) }
+    victim = SidekiqProcess.new(redis).up.runs(*jids)
+    reaper = SidekiqProcess.new(redis, queues: ["later"], app: raising).up
+    victim.kill
+    eventually("both events") { heard.size >= 2 }
+    expect(heard.flatten).to match_array(jids)
+    expect(reaper.stop).to have_attributes(exitstatus: 0)
+    expect(reaper.log.scan(/ERROR.*a callback failed on the event recovered of job \h{24}: (\w+) at .*app\.rb/).flatten.tally)
+      .to eq("Fatal" => 2, "SystemExit" => 2)
+    expect(Queues.identities(redis)).to be_empty
+  end
+
   it "tells of a lost lease, an event for each job that still runs" do
     sleeper = SidekiqProcess.new(redis, app: app).up
     payloads = Array.new(2) { Queues.push(redis, Queues.marked("GatedJob", gate.path, "secret")) }

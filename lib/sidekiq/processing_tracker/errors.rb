@@ -17,9 +17,9 @@ module Sidekiq
     # A fault in the native library itself. Please report it.
     class InternalError < Error; end
 
-    # Why a job is in the dead set: it was orphaned more than `max_recoveries` times within `recovery_window`, so it
-    # may well be what kills its processes. Never raised. Sidekiq's death handlers are given one; in the dead set and on
-    # Sidekiq's pages the name stands as the job's error class.
+    # Why a job is in the dead set: it was orphaned more than `max_recoveries` times, each within `recovery_window` of the
+    # time before, so it may well be what kills its processes. Never raised. Sidekiq's death handlers are given one; in the
+    # dead set and on Sidekiq's pages the name stands as the job's error class.
     class PoisonPill < Error; end
 
     # Why a job is in the dead set: its process died, and it may not run again by itself, since it was not marked or

@@ -53,7 +53,7 @@ module Sidekiq
       # @return [Time] when
       attr_reader :at
 
-      # @return [String, nil] the job's bytes as they were taken from the queue, with its arguments, which {#inspect} does not show; nil in
+      # @return [String, nil] the job's bytes as they were taken from the queue, with its arguments, which {#inspect} and {#to_json} do not show; nil in
       #   the journal, and where so many events wait to be told that there is no room for them
       attr_reader :payload
 

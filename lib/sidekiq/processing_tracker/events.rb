@@ -90,11 +90,11 @@ module Sidekiq
       def start
         @thread = Thread.new { run }
         @thread.name = "processing_tracker.events"
-        @thread.report_on_exception = false
         self
       end
 
-      # Waits for the thread to log what is left, after the engine has stopped.
+      # Waits for the thread to log what is left, after the engine has stopped. Raises nothing of the thread's: it has let
+      # nothing out.
       #
       # @param seconds [Numeric] at most
       # @return [void]
@@ -110,11 +110,19 @@ module Sidekiq
           break if event == :stopped
 
           @engine.touch
-          Events.report(event) if event
+          report(event) if event
         end
-      rescue => error
-        # It comes from the engine itself and would come again at once.
+      rescue Exception => error # rubocop:disable Lint/RescueException
+        # It comes from the engine itself and would come again at once. Nothing may leave the thread: {#join} would raise
+        # it in the midst of Sidekiq's shutdown.
         Log.write(:error, "reports no more events: #{error.message} (#{error.class})")
+      end
+
+      # What is raised here is a logger's, or meant for somebody else (`Thread#raise`). It costs this event.
+      def report(event)
+        Events.report(event)
+      rescue Exception => error # rubocop:disable Lint/RescueException
+        Log.failure("report a #{event["kind"]} event", error)
       end
     end
   end

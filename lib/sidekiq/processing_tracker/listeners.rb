@@ -45,7 +45,7 @@ module Sidekiq
         def tell(event)
           @callbacks.fetch(event.kind, []).each { |callback| guard("a callback", event) { callback.call(event) } }
           notify(event)
-          report_death(event) if event.kind == :dead && event.reason == :poison_pill
+          report_death(event) if event.reason == :poison_pill
           nil
         end
 
@@ -60,7 +60,7 @@ module Sidekiq
           end
         end
 
-        # As Sidekiq does for a job whose retries are exhausted.
+        # As Sidekiq does for a job whose retries are exhausted, also where `dead: false` keeps it out of the dead set.
         def report_death(event)
           handlers = DeadSetLimits.death_handlers
           return if handlers.empty?
@@ -69,7 +69,14 @@ module Sidekiq
           return Log.write(:warn, "runs no death handlers for job #{Log.plain(event.jid)}: its payload is not at hand") unless job
 
           error = PoisonPill.new("orphaned #{event.recoveries} times, the last time by #{event.from}")
+          job = with_error(job, error, event)
           handlers.each { |handler| guard("a death handler", event) { handler.call(job, error) } }
+        end
+
+        # What Sidekiq has set in a job when its handlers get it.
+        def with_error(job, error, event)
+          job.merge("queue" => job["queue"] || event.queue, "error_class" => error.class.name, "error_message" => error.message,
+            "failed_at" => DeadSetLimits.timestamp(event.at))
         end
 
         # @return [Hash{String => Object}, nil]
@@ -80,14 +87,27 @@ module Sidekiq
           nil
         end
 
+        # Whatever they raise, `exit` and errors that are no StandardErrors too: it would end the thread that tells events, or
+        # keep the others from hearing of this one. A thread that is killed ends all the same. A signal that Ruby has
+        # raised in the main thread (Ctrl-C in a console) is not theirs.
+        #
         # The message may hold arguments of the job (JSON::ParserError quotes what it cannot read), so it is not for
         # everybody.
         def guard(who, event)
           yield
-        rescue StandardError, ScriptError, SystemStackError => error
+        rescue Exception => error # rubocop:disable Lint/RescueException
+          raise if error.is_a?(SignalException) && Thread.current == Thread.main
+
           place = error.backtrace&.first
           Log.write(:error, "#{who} failed on the event #{event.kind} of job #{Log.plain(event.jid)}: #{error.class}#{" at #{place}" if place}")
-          Log.write(:debug, "#{who} failed: #{error.message}")
+          Log.write(:debug, "#{who} failed: #{message_of(error)}")
+        end
+
+        # It is their code, too.
+        def message_of(error)
+          error.message
+        rescue Exception => another # rubocop:disable Lint/RescueException
+          "(its message raises #{another.class})"
         end
       end
     end

@@ -17,8 +17,10 @@ module Sidekiq
         # @return [void]
         def write(level, text)
           ProcessingTracker.logger.public_send(level, "ProcessingTracker #{text}")
-        rescue
-          # There is no better place to report that the log cannot be written.
+        rescue Exception => error # rubocop:disable Lint/RescueException
+          # There is no better place to report that the log cannot be written. A signal that Ruby has raised in the main
+          # thread is not the logger's.
+          raise if error.is_a?(SignalException) && Thread.current == Thread.main
         end
 
         # What comes from a payload: whatever is in it must stay on one line.

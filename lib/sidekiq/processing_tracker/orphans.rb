@@ -22,7 +22,7 @@ module Sidekiq
           native = Native::Orphans.start(settings)
           begin
             until (event = native.next_event(WAIT)) == :stopped
-              Events.report(event) if event
+              Events.report(event) if event.is_a?(Hash)
             end
             native.counts
           ensure

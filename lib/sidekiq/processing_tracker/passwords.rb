@@ -58,7 +58,8 @@ module Sidekiq
 
       def answer(name, number)
         @native.answer(name, number, @secrets.fetch(name).ask)
-      rescue => error
+      rescue Exception => error # rubocop:disable Lint/RescueException
+        # Whatever a Proc raises: without this thread nobody would answer any more, and {#stop} would raise it.
         @native.keep(name, number)
         # The message may have the password in it.
         Log.write(:error, "could not ask for the password of Redis (#{error.class}), tries what it was")

@@ -22,6 +22,7 @@ module Sidekiq
         # @raise [ConfigurationError] when an option cannot be used, or this Redis cannot
         def build(config, places:, passwords:, info: {}, native: false)
           dead_set = DeadSetLimits.to_native
+          examine_all(places, config.namespace)
           {
             namespace: config.namespace,
             instance_id: config.instance_id,
@@ -37,7 +38,8 @@ module Sidekiq
             dead_max_jobs: dead_set[:dead_max_jobs],
             dead_timeout_ms: dead_set[:dead_timeout_ms],
             timestamps: dead_set[:timestamps],
-            **examined(places, config.namespace, passwords),
+            redis: places.own.to_native(passwords),
+            queues: places.queues&.to_native(passwords),
             info: info
           }
         end
@@ -49,9 +51,10 @@ module Sidekiq
         # @raise [ConfigurationError] when an option cannot be used
         # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
         def places(config)
-          return Places.new(RedisSettings.from_sidekiq, nil) if config.redis_options.nil?
+          options = config.redis_options
+          return Places.new(RedisSettings.from_sidekiq, nil) if options.nil?
 
-          own = RedisSettings.from_options(config.redis_options)
+          own = RedisSettings.from_options(options)
           Places.new(own, same_database?(config, own) ? nil : RedisSettings.from_sidekiq)
         end
 
@@ -83,12 +86,11 @@ module Sidekiq
           [(seconds * 1000).round, 1].max
         end
 
-        def examined(places, namespace, passwords)
+        def examine_all(places, namespace)
           [places.own, places.queues].compact.each do |settings|
             settings.weaknesses.each { |weakness| Log.write(:warn, "connects to Redis (#{settings.server}), but #{weakness}") }
           end
           examine(places.own.to_native, namespace, !places.queues.nil?)
-          {redis: places.own.to_native(passwords), queues: places.queues&.to_native(passwords)}
         end
 
         def examine(target, namespace, outbox)

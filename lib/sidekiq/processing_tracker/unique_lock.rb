@@ -17,6 +17,7 @@ module Sidekiq
         def clear(job)
           digest, jid = facts(job)
           return false unless digest
+          return skip(digest) if jid == :unusable
 
           freed = free(digest, jid)
           Log.write(:debug, freed ? "cleared #{label(digest, jid)}" : "skipped #{label(digest, jid)}: nothing is held")
@@ -28,15 +29,29 @@ module Sidekiq
 
         private
 
-        # @return [Array(String, String), nil]
+        # Without a jid the whole lock goes, so a jid that is there and cannot be used must not count as none.
+        def skip(digest)
+          Log.write(:warn, "skipped unique-jobs lock: digest=#{Log.plain(digest)}: the jid is empty, or is none")
+          false
+        end
+
+        # @return [Array(String, (String, Symbol, nil)), nil] the jid: nil where there is none, :unusable where it cannot be one
         def facts(job)
           return unless job.respond_to?(:to_h)
 
           job = job.to_h.transform_keys(&:to_s)
           digest = text(job.values_at(*DIGESTS).find { |value| text(value) })
-          [digest, text(job["jid"])] if digest
+          [digest, jid_of(job["jid"])] if digest
         rescue TypeError, NoMethodError
           # Something that is no payload.
+        end
+
+        def jid_of(value)
+          case value
+          when nil then nil
+          when String, Symbol, Integer then text(value.to_s) || :unusable
+          else :unusable
+          end
         end
 
         def text(value)

@@ -49,16 +49,38 @@ module Sidekiq
 
       # @return [String] without what may be secret
       def inspect
-        hidden = self.class.const_defined?(:HIDDEN, false) ? self.class.const_get(:HIDDEN, false) : []
-        shown = to_h.except(*hidden).compact
-        "#<#{[self.class, *shown.map { |name, part| "#{name}=#{part.inspect}" }].join(" ")}>"
+        "#<#{[self.class, *shown.compact.map { |name, part| "#{name}=#{part.inspect}" }].join(" ")}>"
       end
       alias_method :to_s, :inspect
+
+      # What ActiveSupport makes JSON of, so what loggers write: no part that may be secret.
+      #
+      # @param _options [Array<Object>] as ActiveSupport gives them
+      # @return [Hash{Symbol => Object}]
+      def as_json(*_options)
+        # A queue's name may be any bytes.
+        shown.transform_values { |part| part.is_a?(String) ? part.scrub : part }
+      end
+
+      # The same as JSON.
+      #
+      # @param options [Array<Object>] as JSON and ActiveSupport give them
+      # @return [String]
+      def to_json(*options)
+        as_json.to_json(*options)
+      end
 
       # @param printer [PP]
       # @return [void]
       def pretty_print(printer)
         printer.text(inspect)
+      end
+
+      private
+
+      def shown
+        hidden = self.class.const_defined?(:HIDDEN, false) ? self.class.const_get(:HIDDEN, false) : []
+        to_h.except(*hidden)
       end
     end
   end

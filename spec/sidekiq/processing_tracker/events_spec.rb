@@ -77,6 +77,21 @@ RSpec.describe Sidekiq::ProcessingTracker::Events do
     expect(lines).to include("ProcessingTracker next")
   end
 
+  it "survives a logger that raises what is no StandardError, as it raises at every line" do
+    raising = Class.new(Logger) do
+      def info(*)
+        raise Class.new(Exception), "disk full" # rubocop:disable Lint/InheritException
+      end
+    end
+    lines = logged({"kind" => "outage_over", "seconds" => 1.0}, {"kind" => "warning", "message" => "next"}, to: raising.new(output))
+    expect(lines).to include("ProcessingTracker next")
+  end
+
+  it "lets nothing out of its thread, whatever the engine raises" do
+    expect(logged(Class.new(Exception).new("broken"))).to match(/reports no more events: broken/) # rubocop:disable Lint/InheritException
+    expect(logged(SystemExit.new(3, "exit"))).to match(/reports no more events: exit \(SystemExit\)/)
+  end
+
   it "says so when the engine itself fails, and ends" do
     expect(logged(Sidekiq::ProcessingTracker::InternalError.new("broken"), {"kind" => "warning", "message" => "never"}))
       .to match(/\AERROR ProcessingTracker reports no more events: broken .*InternalError.*\n\z/)

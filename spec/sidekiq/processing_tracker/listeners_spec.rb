@@ -39,6 +39,48 @@ RSpec.describe Sidekiq::ProcessingTracker::Listeners do
     expect(event).to be_frozen
   end
 
+  it "shows no payload of an event as JSON" do
+    event = tracker::Event.from_native(dead.merge("queue" => "q\xff")).first
+    shown = [event.to_json, JSON.generate(event), JSON.generate([event]), JSON.generate(event.as_json(only: [:jid]))]
+    expect(shown).to all(include("poison_pill", Queues.jid(payload)).and(not_include("secret")))
+    expect(JSON.parse(event.to_json).keys).to match_array((tracker::Event::MEMBERS - [:payload]).map(&:to_s))
+  end
+
+  it "shows none either where ActiveSupport makes the JSON" do
+    output, status = RubyProcess.run_ruby(<<~RUBY, before: 'require "active_support"')
+      require "active_support/json"
+      event = Sidekiq::ProcessingTracker::Event.new(kind: :dead, jid: "j1", at: Time.at(0), payload: "secret")
+      puts event.to_json, [event].to_json, {event: event}.to_json, ActiveSupport::JSON.encode(event), JSON.generate(event)
+    RUBY
+    expect(status).to be_success
+    expect(output.lines).to have_attributes(size: 5).and all(include('"kind":"dead"', '"jid":"j1"').and(not_include("secret")))
+  end
+
+  it "survives callbacks and death handlers that raise what is no StandardError, and errors that cannot say what they are" do
+    heard = []
+    fatal = Class.new(Exception) # rubocop:disable Lint/InheritException
+    mute = Class.new(StandardError) do
+      def message = raise(NoMemoryError)
+    end
+    [-> { raise fatal, "secret" }, -> { exit(3) }, -> { raise NoMemoryError }, -> { raise mute }, -> { raise Interrupt }].each do |raising|
+      tracker.on(:dead) { raising.call }
+      SidekiqConfig.current.death_handlers << ->(_, _) { raising.call }
+    end
+    tracker.on(:dead) { heard << :callback }
+    SidekiqConfig.current.death_handlers << ->(_, _) { heard << :handler }
+    # Not in the main thread, where an Interrupt is the user's.
+    Thread.new { report(dead) }.join
+    expect(heard).to eq(%i[callback handler])
+    expect(output.string.scan(/^ERROR ProcessingTracker a (?:callback|death handler) failed on the event dead of job/).size).to eq(10)
+    expect(output.string).to include("SystemExit at ", "its message raises NoMemoryError")
+    expect(output.string.lines.grep_v(/\ADEBUG/).join).not_to include("secret")
+  end
+
+  it "leaves Ctrl-C to the user in the main thread" do
+    tracker.on(:dead) { raise Interrupt }
+    expect { report(dead) }.to raise_error(Interrupt)
+  end
+
   it "logs discarded and superseded jobs, and calls only whom it concerns" do
     heard = []
     tracker.on(:discarded, :superseded) { |event| heard << [event.kind, event.reason] }
@@ -59,16 +101,26 @@ RSpec.describe Sidekiq::ProcessingTracker::Listeners do
     report(dead)
     expect(called.size).to eq(1)
     job, error = called.first
-    expect(job).to eq(JSON.parse(payload))
+    expect(job.except("failed_at")).to eq(JSON.parse(payload).merge("error_class" => "Sidekiq::ProcessingTracker::PoisonPill", "error_message" => error.message))
+    # Whole milliseconds since Sidekiq 8.0, as it writes them itself.
+    expect(job["failed_at"]).to eql((Sidekiq::VERSION.to_i >= 8) ? 1_700_000_000_123 : 1_700_000_000.123)
     expect(error).to be_a(Sidekiq::ProcessingTracker::PoisonPill).and have_attributes(message: "orphaned 4 times, the last time by a:1:x")
     expect(output.string).to match(/^ERROR ProcessingTracker a death handler failed on the event dead of job \h+: RuntimeError at .*listeners_spec/)
     expect(output.string.lines.grep_v(/\ADEBUG/).join).not_to include("secret")
   end
 
+  it "runs them as Sidekiq does for a poison pill that may not go to the dead set" do
+    called = []
+    SidekiqConfig.current.death_handlers << ->(job, error) { called << [job["jid"], job["queue"], error.class] }
+    undying = JSON.parse(payload).merge("dead" => false).except("queue")
+    report(dead.merge("kind" => "discarded", "queue" => "slow", "payload" => JSON.generate(undying)))
+    expect(called).to eq([[Queues.jid(payload), "slow", Sidekiq::ProcessingTracker::PoisonPill]])
+  end
+
   it "runs no death handlers for other deaths, nor where there is no job to give them" do
     called = []
     SidekiqConfig.current.death_handlers << ->(*arguments) { called << arguments }
-    [{"reason" => "unmarked"}, {"reason" => "unreadable"}, {"kind" => "discarded"}, {"payload" => "not json"}, {"payload" => nil},
+    [{"reason" => "unmarked"}, {"reason" => "unreadable"}, {"kind" => "discarded", "reason" => "unmarked"}, {"payload" => "not json"}, {"payload" => nil},
       {"payload" => "[1]"}].each { |change| report(dead.merge(change)) }
     expect(called).to be_empty
     expect(output.string.scan("runs no death handlers for job").size).to eq(3)

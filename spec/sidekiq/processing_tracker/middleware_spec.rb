@@ -17,7 +17,7 @@ RSpec.describe Sidekiq::ProcessingTracker::Middleware do
       TRACKER = Sidekiq::ProcessingTracker
       TRACKER.config.logger = Logger.new($stdout, formatter: ->(severity, _, _, text) { "\#{severity} \#{text}\\n" })
       REDIS_PID = #{redis.process.pid}
-      INSTANCE = TRACKER::Runtime.enter({}, false)
+      INSTANCE = TRACKER::Runtime.enter({}, false, TRACKER::Settings.places(TRACKER.config))
       sleep 0.02 until Sidekiq.redis { |conn| conn.exists("sidekiq_processing:clock") }.positive?
 
       def run_job

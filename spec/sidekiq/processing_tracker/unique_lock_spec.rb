@@ -51,6 +51,20 @@ RSpec.describe "clear_unique_jobs_lock" do
       expect(redis.call("ZRANGE", "uniquejobs:digests", 0, -1)).to eq(["uniquejobs:d"])
     end
 
+    it "takes a Symbol or an Integer for the jid that it spells" do
+      lock("uniquejobs:d", "j1", "7", "j2")
+      output = clear('[:j1, 7, "none"].each { |jid| p tracker.clear_unique_jobs_lock("lock_digest" => "uniquejobs:d", "jid" => jid) }', env: env, level: "INFO")
+      expect(output.lines(chomp: true)).to eq(%w[true true false])
+      expect(redis.call("HKEYS", "uniquejobs:d:LOCKED")).to eq(["j2"])
+    end
+
+    it "touches nothing where there is a jid that is none" do
+      lock("uniquejobs:d", "j1", "j2")
+      output = clear('["", :"", [], {}, 1.5, false].each { |jid| p tracker.clear_unique_jobs_lock("lock_digest" => "uniquejobs:d", "jid" => jid) }', env: env)
+      expect(output.lines(chomp: true)).to match([a_string_starting_with("WARN ProcessingTracker skipped unique-jobs lock: digest=uniquejobs:d: the jid"), "false"] * 6)
+      expect(redis.call("HKEYS", "uniquejobs:d:LOCKED")).to contain_exactly("j1", "j2")
+    end
+
     it "removes the whole lock where there is no jid" do
       lock("uniquejobs:d", "j1", "j2")
       expect(clear('p tracker.clear_unique_jobs_lock(unique_digest: "uniquejobs:d")', env: env)).to end_with("true\n")

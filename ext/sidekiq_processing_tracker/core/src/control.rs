@@ -39,6 +39,8 @@ struct Control {
     /// Instances whose death may be certain before their leases end.
     neighbours: Neighbours,
     neighbours_asked: Attempts,
+    /// Nobody is told of this process any more, see `process_to_tell`.
+    untold: bool,
     /// When orphans are due that wait in a dead instance.
     returns: Option<Instant>,
     /// How long a call for recovery takes at the worst; falls slowly.
@@ -72,6 +74,7 @@ impl Control {
                 .map(|queues| Courier::new(queues, timeout(pace))),
             deliver: Attempts::default(),
             neighbours: Neighbours::new(shared.settings.proc.clone()),
+            untold: false,
             neighbours_asked: Attempts::default(),
             shared,
             beat: Attempts::default(),
@@ -196,7 +199,7 @@ impl Control {
         for class in self.shared.state().registry.marked() {
             info.push((format!("marked:{class}"), "1".into()));
         }
-        let process = self.neighbours.this_process();
+        let process = self.process_to_tell();
         info.extend(process.iter().flat_map(Process::told));
         let sent = Sent::now();
         // A nonce is used once: the script may have been done though its answer was lost.
@@ -220,6 +223,29 @@ impl Control {
             }
             Err(error) => self.failed(&error, pace),
         }
+    }
+
+    /// What others of this host are told of the process, so that they see its end. Nothing any more once it was fenced
+    /// though its lease had not run out: what they saw of it was wrong, and may be so with each new lease. In doubt the
+    /// lease decides.
+    fn process_to_tell(&mut self) -> Option<Process> {
+        let fenced_early = {
+            let state = self.shared.state();
+            state.was_registered && state.is_within_lease()
+        };
+        if fenced_early && self.neighbours.host().is_some() {
+            self.untold = true;
+            self.shared.warn_once(
+                "fenced early",
+                "this instance was fenced before its lease had run out. Others of this host are not told of its process any more, \
+                 so from now on only its lease decides whether it lives"
+                    .into(),
+            );
+        }
+        if self.untold {
+            return None;
+        }
+        self.neighbours.this_process()
     }
 
     fn warn_of_eviction(&mut self) {

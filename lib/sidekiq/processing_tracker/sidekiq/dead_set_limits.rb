@@ -30,6 +30,12 @@ module Sidekiq
           (Gem::Version.new(::Sidekiq::VERSION) >= Gem::Version.new("8")) ? "milliseconds" : "seconds"
         end
 
+        # @param time [Time]
+        # @return [Integer, Float] as the installed Sidekiq writes it into payloads
+        def timestamp(time)
+          (timestamps == "milliseconds") ? (time.to_r * 1000).to_i : time.to_f.round(3)
+        end
+
         private
 
         def configuration

@@ -19,7 +19,10 @@ module Sidekiq
         def sadd(*) = nil
 
         def lpush(key, payloads)
-          @target = ["queue", key.delete_prefix("queue:"), "", Array(payloads).first]
+          queue = key.delete_prefix("queue:")
+          raise ArgumentError, "a job needs the name of a queue, and client middleware has left it none" if queue.empty?
+
+          @target = ["queue", queue, "", Array(payloads).first]
         end
 
         def zadd(key, pairs)
@@ -65,7 +68,10 @@ module Sidekiq
 
       private
 
+      # One job at a time: a second one would take the place of the first without a word.
       def raw_push(payloads)
+        raise ArgumentError, "Sidekiq's client pushes #{payloads.size} jobs where one is due" if payloads.size != 1 || @note.target
+
         atomic_push(@note, payloads)
         true
       end

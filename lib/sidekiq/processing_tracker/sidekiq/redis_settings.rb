@@ -131,12 +131,12 @@ module Sidekiq
       # @param passwords [Passwords, nil] who answers for passwords that may change; nil: they are asked now, once
       # @return [Hash{Symbol => Object}] for the native library
       def to_native(passwords = nil)
-        settings = {
+        {
           host: @host, port: @port, path: @path, db: @db, username: @username, password: @secret&.to_native(passwords),
           tls: @tls&.to_native, master: @master, sentinels: @sentinels&.map { |sentinel| sentinel.to_native(passwords) },
-          connect_timeout_ms: milliseconds(@connect_timeout), read_timeout_ms: milliseconds(@read_timeout)
+          connect_timeout_ms: milliseconds(@connect_timeout), read_timeout_ms: milliseconds(@read_timeout),
+          passwords: passwords&.native
         }
-        settings.merge(passwords: passwords&.native)
       end
 
       # @return [ConnectionPool] of Sidekiq's own client

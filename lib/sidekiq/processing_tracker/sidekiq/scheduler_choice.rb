@@ -43,11 +43,16 @@ module Sidekiq
       private
 
       def obstacles
-        @obstacles ||= [elsewhere, enqueuer, client, *extensions].compact
+        @obstacles ||= [elsewhere, pro, enqueuer, client, *extensions].compact
       end
 
       def elsewhere
         "redis_options leads to another Redis than Sidekiq's queues (#{@queues.server})" if @queues
+      end
+
+      # Its client keeps jobs back while Redis is away, and sends them later.
+      def pro
+        "Sidekiq Pro is loaded" if defined?(::Sidekiq::Pro)
       end
 
       def enqueuer
@@ -62,7 +67,7 @@ module Sidekiq
 
       # Where jobs go is the engine's business then.
       def client
-        changed = %i[raw_push atomic_push].find { |name| !Stock.client?(name) }
+        changed = %i[push raw_push atomic_push].find { |name| !Stock.client?(name) }
         "#{::Sidekiq::Client}##{changed} is not Sidekiq's own" if changed
       end
 

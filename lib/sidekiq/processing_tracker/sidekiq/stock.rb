@@ -13,7 +13,8 @@ module Sidekiq
           own?(::Sidekiq::Client, name)
         end
 
-        # A method is Sidekiq's where its class, or the module that it comes from, was first defined.
+        # A method is Sidekiq's where its class, or the module that it comes from, was first defined, in a file of Sidekiq's:
+        # other gems define modules of that name too.
         #
         # @param owner [Class]
         # @param name [Symbol]
@@ -22,7 +23,14 @@ module Sidekiq
           method = owner.instance_method(name)
           return false unless method.owner.name&.start_with?("Sidekiq::")
 
-          method.source_location&.first == Object.const_source_location(method.owner.name).first
+          file = method.source_location&.first
+          file == Object.const_source_location(method.owner.name).first && file.start_with?(folder)
+        end
+
+        private
+
+        def folder
+          File.join(File.dirname(Object.const_source_location("Sidekiq::VERSION").first), "")
         end
       end
     end
