@@ -498,10 +498,16 @@ fn a_connection_that_breaks_once_is_no_outage() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.socket_path(), relay);
     let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
+    let lease_end = || -> f64 { server.connect().zscore(keys().instances(), tracker.identity()).unwrap() };
     for round in 0..10 {
         proxy.close_all(End::Close);
         let handle = tracker.record("work", &job(&format!("j{round}")));
         tracker.engine().ack(handle);
+        // A link that breaks twice, with no answer between, is an outage. The second beat tells that the first was answered.
+        for _ in 0..2 {
+            let before = lease_end();
+            eventually(SOON, "it has beaten", || lease_end() > before);
+        }
     }
     assert!(tracker.leave(SOON));
     assert_eq!((tracker.count(is_outage), tracker.count(is_lease_lost)), (0, 0));

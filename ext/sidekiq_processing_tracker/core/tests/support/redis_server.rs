@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{mpsc, Mutex, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{kill, Signal};
 use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
@@ -160,9 +160,16 @@ impl RedisServer {
         self.child.as_ref().expect("a running server").id()
     }
 
-    /// A new connection, straight to the server.
+    /// A new connection, straight to the server. One that a Sentinel tells of another role closes all that it has, also those
+    /// that are being made.
     pub fn connect(&self) -> redis::Connection {
-        self.try_connect().expect("a connection to the test's Redis")
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.try_connect() {
+                Err(error) if error.is_connection_dropped() && Instant::now() < deadline => {}
+                connection => return connection.expect("a connection to the test's Redis"),
+            }
+        }
     }
 
     /// A new connection, straight to the server, or why there is none.
