@@ -33,7 +33,8 @@ class SchedulerScript
       end
     end
 
-    engine = Tracker::Native::Engine.start(Tracker::Settings.build(Tracker.config))
+    places = Tracker::Settings.places(Tracker.config)
+    engine = Tracker::Native::Engine.start(Tracker::Settings.build(Tracker.config, places: places, passwords: Tracker::Passwords.new))
     raise "no engine" unless engine.next_event(10_000)["kind"] == "started"
 
     ours = enqueuer

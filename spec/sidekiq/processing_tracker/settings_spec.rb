@@ -4,7 +4,11 @@ RSpec.describe Sidekiq::ProcessingTracker::Settings do
   let(:config) { Sidekiq::ProcessingTracker::Configuration.new }
   let(:sidekiq) { SidekiqConfig.current }
 
-  def built = described_class.build(config)
+  # Nothing is there, which is not refused: it may be away for a moment only.
+  def built
+    places = described_class::Places.new(Sidekiq::ProcessingTracker::RedisSettings.from_options("redis://127.0.0.1:1"), nil)
+    described_class.build(config, places: places, passwords: Sidekiq::ProcessingTracker::Passwords.new)
+  end
 
   after { sidekiq.merge!(dead_max_jobs: 10_000, dead_timeout_in_seconds: 15_552_000) }
 
