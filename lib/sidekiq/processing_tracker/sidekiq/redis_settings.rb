@@ -125,7 +125,7 @@ module Sidekiq
 
       # @return [Array<String>] what people should be warned of, if anything
       def weaknesses
-        [@tls, *@sentinels&.map(&:tls)].compact.filter_map(&:weakness).uniq
+        [@tls, *(@sentinels || []).map(&:tls)].compact.filter_map(&:weakness).uniq
       end
 
       # @param passwords [Passwords, nil] who answers for passwords that may change; nil: they are asked now, once
