@@ -78,7 +78,8 @@ class Demo
         "Plain Sidekiq has lost #{@plain.lost}: they are in no queue and in no retry, scheduled or dead set.",
         "With the tracker #{@tracked.ran_twice} were run again, so #{@tracked.lost} are lost " \
         "(and #{@tracked.finished_twice} ran to their end twice).",
-        "Here a process counts as dead after 5 s without a heartbeat, and its jobs are back within 6 s. By default: 30 and 35."
+        "The other worker is on the same host, so it sees with its next heartbeat that the process has ended. Where nobody can see it, " \
+        "a process counts as dead after 5 s here without a heartbeat, and its jobs are back within 6 s. By default: 30 and 35."
     else
       puts "This demo did NOT show what it should: nothing lost with the tracker, something lost without."
       puts "The last lines of the workers with the tracker:", @tracked.logs
