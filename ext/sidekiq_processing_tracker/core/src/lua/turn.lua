@@ -77,7 +77,7 @@ for i = 1, requeues do
   if again then
     ok = token == '' or redis.call('HEXISTS', inflight, token) == 0
   elseif token == '' then
-    ok = push(key, queues, queue, payload)
+    ok = push(key, queues, queue, {payload})
     if not ok then unpushed[#unpushed + 1] = {queue, payload} end
   else
     ok = give_back(inflight, token, key, queues, queue)
