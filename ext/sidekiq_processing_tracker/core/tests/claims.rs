@@ -267,7 +267,7 @@ fn a_storm_costs_no_job_and_doubles_only_those_whose_acks_it_cut() {
             entry.done()
         );
         // What a process still holds goes back when it leaves: also where it never got the answer to that.
-        let leaves = |process| matches!(ends.get(process), Some(&"left" | &"could not leave"));
+        let leaves = |process: &usize| matches!(ends.get(process), Some(&"left" | &"could not leave"));
         let held = |(process, held): (&usize, &usize)| held * usize::from(leaves(process));
         let back =
             journalled.get(jid).copied().unwrap_or(0) + entry.put_back + entry.held.iter().map(held).sum::<usize>();
