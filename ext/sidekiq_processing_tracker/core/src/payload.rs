@@ -211,7 +211,7 @@ struct LockFields {
 
 impl LockFields {
     fn read(self) -> Option<Lock> {
-        let digest = self.digest.or(self.digest_of_6)?;
+        let digest = self.digest.filter(|digest| !digest.is_empty()).or(self.digest_of_6)?;
         let digest = digest.strip_suffix(":RUN").unwrap_or(&digest);
         if digest.is_empty() {
             return None;
@@ -299,6 +299,11 @@ mod tests {
         assert_eq!(lock(r#""lock":"until_executed""#), None);
         assert_eq!(lock(r#""lock_digest":"""#), None);
         assert_eq!(lock(r#""lock_digest":"uniquejobs:1""#), Some(plain.clone()));
+        // As `clear_unique_jobs_lock` chooses.
+        assert_eq!(
+            lock(r#""lock_digest":"","unique_digest":"uniquejobs:1""#),
+            Some(plain.clone())
+        );
         assert_eq!(
             lock(r#""lock":"while_executing","lock_digest":"uniquejobs:1:RUN","lock_ttl":null,"lock_expiration":9"#),
             Some(plain.clone())
