@@ -148,6 +148,10 @@ pub fn decide(facts: &Facts, source: &Source, policy: &Policy, count: u64) -> De
 const SECOND_TIME: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 const LATER_TIMES: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(300));
 
+/// How long the first suspect of an instance waits for the second time, before jitter, and the most: the pause doubles with
+/// each time, so that one that kills every process at once does not do so without end or rest.
+const FIRST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
+
 /// A job that may be what kills the processes, since it was orphaned before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspect {
@@ -183,7 +187,8 @@ impl Timetable {
     ///
     /// They leave one at a time, so that the one that kills its process is soon alone in it: those that were orphaned less
     /// often first, else in an order that is another one for each instance. A gap before each lets the one before it
-    /// finish. Many suspects get shorter gaps, so that all have left after a minute, or five.
+    /// finish. Many suspects get shorter gaps, so that all have left after a minute, or five. The first one waits too, from
+    /// when the instance was fenced: jobs that die together must not come back together each time.
     #[must_use]
     pub fn waits(&self, from: &[u8], mut suspects: Vec<Suspect>) -> Vec<(Suspect, Duration)> {
         suspects.sort_by_cached_key(|suspect| (suspect.count, draw(from, &suspect.token)));
@@ -193,7 +198,7 @@ impl Timetable {
         for suspect in suspects {
             let (gap, longest) = if suspect.count <= 1 { SECOND_TIME } else { LATER_TIMES };
             let at = match last {
-                None => self.now,
+                None => (self.since + first_pause(from, &suspect)).max(self.now),
                 Some(last) => {
                     let rest = (self.since + longest).saturating_sub(last.max(self.now));
                     (last + gap.min(rest / left)).max(self.now)
@@ -205,6 +210,17 @@ impl Timetable {
         }
         waits
     }
+}
+
+/// From half to one and a half of a pause that grows with the count.
+fn first_pause(from: &[u8], suspect: &Suspect) -> Duration {
+    let (pause, most) = FIRST;
+    let doubled = u32::try_from(suspect.count.saturating_sub(1)).unwrap_or(u32::MAX);
+    let pause = pause.saturating_mul(2_u32.saturating_pow(doubled)).min(most);
+    // Not the bytes that decide on the order, in which the first is a low one.
+    let drawn = draw(from, &suspect.token);
+    let jitter = u16::from_be_bytes([drawn[18], drawn[19]]);
+    pause / 2 + pause.mul_f64(f64::from(jitter) / f64::from(u16::MAX))
 }
 
 /// A number for the place of a token among others, the same for every reaper.

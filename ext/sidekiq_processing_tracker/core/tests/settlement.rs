@@ -162,11 +162,20 @@ impl Bench {
         self.run(Recovery::new(identity.as_bytes().to_vec()))
     }
 
-    /// Dies with one job, which is recovered.
+    /// Dies with one job, which is recovered, after its pause where it has one.
     fn recover_one(&mut self, payload: &[u8]) -> Done {
         let identity = format!("dead{}", self.calls);
         self.dead(&identity, &[payload.to_vec()]);
+        let done = self.recover(&identity);
+        let Some(rest) = done.report.rest else { return done };
+        assert!(done.settled.is_empty(), "{done:?}");
+        self.wait(rest);
         self.recover(&identity)
+    }
+
+    /// Lets so much of a pause pass, by a clock that moves in twentieths of a step.
+    fn wait(&mut self, rest: Duration) {
+        self.pass(rest + PACE.step / 10);
     }
 
     fn count(&mut self, jid: &str) -> Option<u64> {
@@ -584,7 +593,10 @@ fn suspects_leave_one_at_a_time_and_behind_all_others() {
     bench.dead("dead", &["s1", "new", "s2", "t", "s3"].map(job));
 
     let done = bench.recover("dead");
-    assert_eq!(done.settled.len(), 2, "{done:?}");
+    assert_eq!(done.only().jid.as_deref(), Some("new"));
+    bench.wait(done.report.rest.unwrap());
+    let done = bench.recover("dead");
+    assert_eq!(done.only().recoveries, 2);
     let rest = done.report.rest.unwrap();
     assert!(
         rest > Duration::from_millis(1500) && rest <= Duration::from_secs(2),
@@ -625,6 +637,40 @@ fn suspects_leave_one_at_a_time_and_behind_all_others() {
     assert_eq!(bench.recover("dead").only().jid.as_deref(), Some("t"));
     assert_eq!(bench.queue().last(), Some(&job("t")));
     assert_eq!(bench.lease_end("dead"), None);
+    assert_at_rest(&bench.server);
+}
+
+#[test]
+fn also_a_lone_suspect_waits_longer_each_time_and_never_as_long_as_another() {
+    let mut bench = Bench::start();
+    bench.policy.max_recoveries = None;
+    for (count, pause) in [(1, 1), (2, 2), (3, 4), (1_000, 4)] {
+        let mut rests = BTreeSet::new();
+        for i in 0..20 {
+            bench.set_count("a", count);
+            let identity = format!("dead{count}.{i}");
+            bench.dead(&identity, &[job("a")]);
+            let began = std::time::Instant::now();
+            let done = bench.recover(&identity);
+            let rest = done.report.rest.unwrap();
+            assert!(done.settled.is_empty());
+            let pause = Duration::from_secs(pause);
+            assert!(
+                rest + began.elapsed() >= pause / 2 && rest <= pause * 3 / 2,
+                "{count}: {rest:?}"
+            );
+            rests.insert(rest.as_millis() / 10);
+            // Who asks in between finds the rest of the same pause.
+            bench.pass(rest / 2);
+            let early = bench.recover(&identity);
+            assert!(early.settled.is_empty());
+            let left = early.report.rest.unwrap();
+            assert!(left <= rest - rest / 2 + PACE.step / 10, "{left:?} of {rest:?}");
+            bench.wait(rest - rest / 2);
+            assert_eq!(bench.recover(&identity).only().recoveries, count + 1);
+        }
+        assert!(rests.len() > 10, "{count}: {rests:?}");
+    }
     assert_at_rest(&bench.server);
 }
 
@@ -806,13 +852,7 @@ fn a_live_instance_settles_what_its_threads_have_dropped() {
     };
     let lease_end = bench.lease_end("me");
     let done = bench.run(Recovery::own("me", dropped(&tokens[..6])));
-    let mut ends = done.ends();
-    let suspect = if ends.remove("first").is_some() {
-        "second"
-    } else {
-        "first"
-    };
-    ends.remove("second");
+    let ends = done.ends();
     let expected = [
         ("new", End::Requeued),
         ("pill", End::Dead),
@@ -821,22 +861,28 @@ fn a_live_instance_settles_what_its_threads_have_dropped() {
     ];
     assert_eq!(ends, expected.map(|(jid, end)| (jid.to_owned(), end)).into());
     assert_eq!((bench.count("new"), bench.count("untouched")), (Some(1), None));
-    assert_eq!(done.report.waiting.len(), 1);
-    let (token, wait) = done.report.waiting[0].clone();
-    assert_eq!(token, tokens[if suspect == "first" { 4 } else { 5 }]);
+    let mut waiting = done.report.waiting.clone();
+    assert_eq!(waiting.len(), 2);
+    assert_eq!(waiting[1].1 - waiting[0].1, Duration::from_secs(2));
     assert!(
-        wait > Duration::from_secs(1) && wait <= Duration::from_secs(2),
-        "{wait:?}"
+        waiting[0].1 >= Duration::from_millis(500) && waiting[0].1 <= Duration::from_millis(1500),
+        "{waiting:?}"
     );
     assert_eq!(bench.lease_end("me"), lease_end);
 
-    let waited = Dropped {
-        token,
-        ran: true,
-        waited: true,
-    };
-    let done = bench.run(Recovery::own("me", vec![waited.clone()]));
-    assert_eq!(done.only().jid.as_deref(), Some(suspect));
+    waiting.sort_by_key(|(token, _)| *token != tokens[4]);
+    let waited: Vec<Dropped> = waiting
+        .into_iter()
+        .map(|(token, _)| Dropped {
+            token,
+            ran: true,
+            waited: true,
+        })
+        .collect();
+    for (waited, jid) in waited.iter().zip(["first", "second"]) {
+        let done = bench.run(Recovery::own("me", vec![waited.clone()]));
+        assert_eq!(done.only().jid.as_deref(), Some(jid));
+    }
     let left: Vec<Vec<u8>> = bench.connection.hkeys(bench.keys.inflight("me")).unwrap();
     let mut expected = vec![b"call".to_vec(), tokens[6].as_bytes().to_vec()];
     expected.sort();
@@ -852,7 +898,7 @@ fn a_live_instance_settles_what_its_threads_have_dropped() {
     bench.pass(PACE.ttl + PACE.step);
     scripts::reap(&mut bench.link, &bench.keys, PACE, b"me", "reaper", HOLD, None).unwrap();
     let before = bench.everything();
-    assert!(bench.run(Recovery::own("me", vec![waited])).report.idle);
+    assert!(bench.run(Recovery::own("me", waited)).report.idle);
     assert_eq!(bench.everything(), before);
 }
 
@@ -908,9 +954,11 @@ fn overwritten_keys_stop_only_what_needs_them() {
     bench.dead("other", &[job("c"), job("d"), unmarked("e")]);
     let () = bench.connection.del(bench.keys.info("other")).unwrap();
     let () = bench.connection.set(bench.keys.info("other"), "not a hash").unwrap();
-    assert_eq!(bench.recover("other").report.requeued, 2);
-    bench.pass(Duration::from_secs(3));
     assert_eq!(bench.recover("other").report.requeued, 1);
+    for _ in 0..2 {
+        bench.pass(Duration::from_secs(3));
+        assert_eq!(bench.recover("other").report.requeued, 1);
+    }
     let () = bench.connection.del("queues").unwrap();
     assert_at_rest(&bench.server);
 }
