@@ -4,10 +4,10 @@
 RSpec.describe "what Redis lets the tracker do" do
   let(:redis) { RedisServer.new }
 
-  # What docs/operations.md says a user of the tracker's own needs.
-  def rules
+  # What docs/operations.md says a user needs: one of the tracker's own, or Sidekiq's.
+  def rules(user = "tracker")
     docs = File.read(File.expand_path("../../docs/operations.md", __dir__))
-    docs[/^ACL SETUSER tracker (.*?)\n```/m, 1].gsub("\\\n", " ").split
+    docs[/^ACL SETUSER #{user} (.*?)\n```/m, 1].gsub("\\\n", " ").split
   end
 
   def boot(redis, options, &check)
@@ -34,6 +34,33 @@ RSpec.describe "what Redis lets the tracker do" do
 
     redis.call("ACL", "SETUSER", "tracker", "-rpop", "-hset")
     expect(boot(redis, options)).to match(/this user lacks rights that the tracker needs: hset on sidekiq_processing:\*; rpop on queue:\*; hset on uniquejobs:\*/)
+  end
+
+  it "is content with Sidekiq's user in the documentation where its queues are in another Redis, and names what is missing without" do
+    redis.call("ACL", "SETUSER", "sidekiq", *rules("sidekiq"))
+    gate = Gate.new
+    app = "Sidekiq::ProcessingTracker.config.redis_options = #{redis.url(db: 2).inspect}"
+    victim = SidekiqProcess.new(redis, app: app).up
+    jid = Queues.jid(job = Queues.push(redis, Queues.marked("GatedJob", gate.path)))
+    victim.runs(jid).kill
+    recover = lambda do
+      RubyProcess.run_ruby(<<~RUBY, env: {"HEARTBEAT_TTL" => "2"}).first
+        Sidekiq.configure_client { |config| config.redis = {path: #{redis.socket.inspect}, username: "sidekiq", password: "password"} }
+        #{app}
+        p Sidekiq::ProcessingTracker.reenqueue_orphans!
+      RUBY
+    end
+    needed = rules("sidekiq").grep(/\A\+/) - %w[+eval +evalsha +info +select +set]
+    needed.each { |right| redis.call("ACL", "SETUSER", "sidekiq", right.tr("+", "-")) }
+    named = recover.call[/ConfigurationError.*|.*ConfigurationError.*/]
+    expect(named).to include("this user lacks rights that the tracker needs").and include("Two Redises")
+    expect(needed.map { |right| right.delete("+") }.reject { |command| named.match?(/\b#{command}\b/) }).to be_empty
+    needed.each { |right| redis.call("ACL", "SETUSER", "sidekiq", right) }
+    redis.call("ACL", "SETUSER", "sidekiq", "-eval", "-evalsha")
+    expect(recover.call).to match(/this user lacks rights that the tracker needs: .*(eval|NOPERM)/)
+    redis.call("ACL", "SETUSER", "sidekiq", "+eval", "+evalsha")
+    expect(recover.call).to match(/requeued(: |=>)1/)
+    expect(Queues.queued(redis)).to eq([job])
   end
 
   it "refuses a replica and a cluster" do

@@ -95,11 +95,13 @@ module Sidekiq
           [places.own, places.queues].compact.each do |settings|
             settings.weaknesses.each { |weakness| Log.write(:warn, "connects to Redis (#{settings.server}), but #{weakness}") }
           end
-          examine(places.own.to_native, namespace, !places.queues.nil?)
+          queues = places.queues
+          examine { Native.examine(places.own.to_native, namespace, !queues.nil?, PROBE_TIMEOUT) }
+          examine { Native.examine_queues(queues.to_native, PROBE_TIMEOUT) } if queues
         end
 
-        def examine(target, namespace, outbox)
-          Native.examine(target, namespace, outbox, PROBE_TIMEOUT)
+        def examine
+          yield
         rescue ConnectionError
           # It may be away for a moment only.
         end

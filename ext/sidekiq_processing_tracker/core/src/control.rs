@@ -375,7 +375,10 @@ impl Control {
         self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
         match outcome {
             Ok(Delivery::Found) => {}
-            Ok(Delivery::More) => self.deliver.succeeded(),
+            Ok(Delivery::More) => {
+                self.deliver.succeeded();
+                shared.warn_again("delivery");
+            }
             Ok(Delivery::Done | Delivery::Busy) => self.deliver.pause(pace),
             Err(error) => {
                 courier.discard();

@@ -33,6 +33,9 @@ pub(crate) struct Courier {
     found: bool,
 }
 
+/// What waits in one place of the outbox: payloads, each with its score where it goes to the dead set.
+type Waiting = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Where things wait in the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
@@ -73,7 +76,7 @@ struct Delivered {
 /// How far a delivery is.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Delivery {
-    /// There is something to deliver.
+    /// There may be something to deliver.
     Found,
     /// Something was delivered, and there may be more.
     More,
@@ -123,7 +126,13 @@ impl Courier {
             self.found = !self.places.is_empty();
             return Ok(if self.found { Delivery::Found } else { Delivery::Done });
         };
-        if self.deliver(&place, here, keys, by, policy, tell)? {
+        let waiting = place.read(here, keys)?;
+        if waiting.is_empty() {
+            self.places.pop();
+            // Sidekiq's Redis was not asked, so this says nothing of it.
+            return Ok(Delivery::Found);
+        }
+        if self.deliver((&place, waiting), here, keys, by, policy, tell)? {
             self.places.pop();
         }
         Ok(Delivery::More)
@@ -153,14 +162,13 @@ impl Courier {
     /// Answers whether nothing is left there, but for what cannot be delivered.
     fn deliver(
         &mut self,
-        place: &Place,
+        (place, waiting): (&Place, Waiting),
         here: &mut Link,
         keys: &Keys,
         by: &str,
         policy: &Policy,
         mut tell: impl FnMut(News),
     ) -> Result<bool> {
-        let waiting = place.read(here, keys)?;
         let (whereto, queue) = match place {
             Place::Queue(queue) => ("requeue", &queue[..]),
             Place::Last(queue) => ("requeue_last", &queue[..]),
@@ -187,35 +195,33 @@ impl Courier {
         }
         let mut stuck = false;
         let mut delivered = Vec::new();
-        if !waiting.is_empty() {
-            failpoint::reach("before_deliver");
-            let mut answer = Answer::to("deliver", self.there.run(&scripts::DELIVER, &call)?)?;
-            let trimmed = answer.number()?;
-            let outcomes = answer.rest();
-            failpoint::reach("after_deliver");
-            if let Some(warning) = dead_set::trimmed(trimmed) {
-                // Each time is another one, and named by what was added.
-                let jid = waiting.first().and_then(|(payload, _)| payload::read(payload).jid);
-                tell(News::warning(&format!("the dead set, {jid:?}"), warning));
-            }
-            if outcomes.len() != waiting.len() {
-                return Err(Error::protocol("deliver", "another number of outcomes than of jobs"));
-            }
-            for (outcome, (payload, _)) in outcomes.zip(waiting) {
-                let mut superseded = None;
-                match &scripts::bytes("deliver", outcome)?[..] {
-                    b"stuck" => {
-                        stuck = true;
-                        let key = String::from_utf8_lossy(&[&b"queue:"[..], queue].concat()).into_owned();
-                        let key = if *place == Place::Dead { "dead".to_owned() } else { key };
-                        tell(News::warning(&key, format!("The key {key} of Sidekiq's Redis holds something else: what was recovered for it waits in the outbox")));
-                        continue;
-                    }
-                    b"superseded" => superseded = Some(payload::read(&payload)),
-                    _ => {}
+        failpoint::reach("before_deliver");
+        let mut answer = Answer::to("deliver", self.there.run(&scripts::DELIVER, &call)?)?;
+        let trimmed = answer.number()?;
+        let outcomes = answer.rest();
+        failpoint::reach("after_deliver");
+        if let Some(warning) = dead_set::trimmed(trimmed) {
+            // Each time is another one, and named by what was added.
+            let jid = waiting.first().and_then(|(payload, _)| payload::read(payload).jid);
+            tell(News::warning(&format!("the dead set, {jid:?}"), warning));
+        }
+        if outcomes.len() != waiting.len() {
+            return Err(Error::protocol("deliver", "another number of outcomes than of jobs"));
+        }
+        for (outcome, (payload, _)) in outcomes.zip(waiting) {
+            let mut superseded = None;
+            match &scripts::bytes("deliver", outcome)?[..] {
+                b"stuck" => {
+                    stuck = true;
+                    let key = String::from_utf8_lossy(&[&b"queue:"[..], queue].concat()).into_owned();
+                    let key = if *place == Place::Dead { "dead".to_owned() } else { key };
+                    tell(News::warning(&key, format!("The key {key} of Sidekiq's Redis holds something else: what was recovered for it waits in the outbox")));
+                    continue;
                 }
-                delivered.push(Delivered { payload, superseded });
+                b"superseded" => superseded = Some(payload::read(&payload)),
+                _ => {}
             }
+            delivered.push(Delivered { payload, superseded });
         }
         let left = delivered.len() == usize::try_from(PIECE).unwrap_or(0);
         place.remove(here, keys, by, delivered, tell)?;
@@ -225,7 +231,7 @@ impl Courier {
 
 impl Place {
     /// What lies there, in the order in which it is to be delivered, with the score of an entry of the dead set.
-    fn read(&self, here: &mut Link, keys: &Keys) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    fn read(&self, here: &mut Link, keys: &Keys) -> Result<Waiting> {
         let mut command;
         match self {
             Self::Queue(queue) => {

@@ -252,9 +252,32 @@ pub(crate) fn evicts(link: &mut Link) -> Result<Option<String>> {
         .cloned())
 }
 
+/// Commands, a key like those that they are for, and these in words.
+type Rights = (&'static [&'static str], String, String);
+
+fn right(commands: &'static [&'static str], key: &str, pattern: &str) -> Rights {
+    (commands, key.to_owned(), pattern.to_owned())
+}
+
+/// What is done with locks of sidekiq-unique-jobs.
+const LOCKS: &[&str] = &[
+    "DEL", "EXISTS", "GET", "HDEL", "HEXISTS", "HLEN", "HSET", "LREM", "PEXPIRE", "SET", "ZADD", "ZREM",
+];
+
+/// What `deliver` does in Sidekiq's Redis where that is another one. docs/operations.md, "Two Redises", says it as an ACL.
+fn rights_to_deliver() -> Vec<Rights> {
+    vec![
+        right(&["LPUSH", "RPUSH"], "queue:x", "queue:*"),
+        right(&["SADD"], keys::QUEUES, keys::QUEUES),
+        right(&["ZADD", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"], keys::DEAD, keys::DEAD),
+        right(LOCKS, "uniquejobs:x", "uniquejobs:*"),
+        right(&["TIME"], "", "no key"),
+    ]
+}
+
 /// All that the scripts and commands do which the tracker cannot do without. docs/operations.md, "A user of its own", says it
 /// as an ACL.
-fn rights(keys: &Keys) -> Vec<(&'static [&'static str], String, String)> {
+fn rights(keys: &Keys) -> Vec<Rights> {
     const OURS: &[&str] = &[
         "DEL",
         "EXISTS",
@@ -297,25 +320,20 @@ fn rights(keys: &Keys) -> Vec<(&'static [&'static str], String, String)> {
         "ZREMRANGEBYSCORE",
     ];
     const DUE: &[&str] = &["ZADD", "ZCARD", "ZRANGEBYSCORE", "ZREM"];
-    const LOCKS: &[&str] = &[
-        "DEL", "EXISTS", "GET", "HDEL", "HEXISTS", "HLEN", "HSET", "LREM", "PEXPIRE", "SET", "ZADD", "ZREM",
-    ];
-    let sidekiqs =
-        |commands: &'static [&'static str], key: &str, pattern: &str| (commands, key.to_owned(), pattern.to_owned());
     let ours = (OURS, keys.key("x"), keys.key("*"));
     if keys.has_outbox() {
         return vec![ours, (OUTBOX, keys.key("x"), keys.key("*"))];
     }
     vec![
         ours,
-        sidekiqs(&["EXISTS", "LPUSH", "RPOP", "RPUSH"], "queue:x", "queue:*"),
-        sidekiqs(&["SADD"], keys::QUEUES, keys::QUEUES),
-        sidekiqs(&["ZADD", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"], keys::DEAD, keys::DEAD),
-        sidekiqs(DUE, "schedule", "schedule"),
-        sidekiqs(DUE, "retry", "retry"),
-        sidekiqs(&["SREM"], keys::PROCESSES, keys::PROCESSES),
-        sidekiqs(&["DEL", "PTTL"], "host:1:x", "*:*:* (Sidekiq's processes)"),
-        sidekiqs(LOCKS, "uniquejobs:x", "uniquejobs:*"),
+        right(&["EXISTS", "LPUSH", "RPOP", "RPUSH"], "queue:x", "queue:*"),
+        right(&["SADD"], keys::QUEUES, keys::QUEUES),
+        right(&["ZADD", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"], keys::DEAD, keys::DEAD),
+        right(DUE, "schedule", "schedule"),
+        right(DUE, "retry", "retry"),
+        right(&["SREM"], keys::PROCESSES, keys::PROCESSES),
+        right(&["DEL", "PTTL"], "host:1:x", "*:*:* (Sidekiq's processes)"),
+        right(LOCKS, "uniquejobs:x", "uniquejobs:*"),
     ]
 }
 
@@ -324,7 +342,10 @@ fn rights(keys: &Keys) -> Vec<(&'static [&'static str], String, String)> {
 /// # Errors
 /// As for every script.
 pub(crate) fn missing_rights(link: &mut Link, keys: &Keys) -> Result<Option<String>> {
-    let wanted = rights(keys);
+    missing(link, &rights(keys))
+}
+
+fn missing(link: &mut Link, wanted: &[Rights]) -> Result<Option<String>> {
     let each = wanted
         .iter()
         .enumerate()
@@ -363,8 +384,20 @@ fn is_of_rights(text: &str) -> bool {
 /// # Errors
 /// `Error::Unfit` where it cannot; `Error::Connection` where nobody knows; `Error::Refused`, as while Redis loads its data.
 pub fn examine(target: &Target, keys: &Keys, timeout: Duration) -> Result<()> {
+    examine_for(target, &rights(keys), "A user of its own", timeout)
+}
+
+/// The same of Sidekiq's own server, where that is another one: whether jobs can be brought there.
+///
+/// # Errors
+/// As for `examine`.
+pub fn examine_queues(target: &Target, timeout: Duration) -> Result<()> {
+    examine_for(target, &rights_to_deliver(), "Two Redises", timeout)
+}
+
+fn examine_for(target: &Target, wanted: &[Rights], listed: &str, timeout: Duration) -> Result<()> {
     let mut link = Link::new(target.clone(), timeout);
-    let missing = match missing_rights(&mut link, keys) {
+    let missing = match missing(&mut link, wanted) {
         // One who may not even run scripts.
         Err(Error::Refused(text)) if is_of_rights(&text) => Some(text),
         missing => missing?,
@@ -372,8 +405,7 @@ pub fn examine(target: &Target, keys: &Keys, timeout: Duration) -> Result<()> {
     match missing {
         None => Ok(()),
         Some(missing) => Err(Error::Unfit(format!(
-            "{}: this user lacks rights that the tracker needs: {missing}. docs/operations.md lists them under \"A user of its own\"",
-            target
+            "{target}: this user lacks rights that the tracker needs: {missing}. docs/operations.md lists them under \"{listed}\""
         ))),
     }
 }

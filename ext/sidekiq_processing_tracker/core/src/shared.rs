@@ -332,6 +332,11 @@ impl Shared {
         }
     }
 
+    /// What was warned of is over: should it come back, a person hears of it again.
+    pub fn warn_again(&self, about: &str) {
+        lock(&self.warned).remove(about);
+    }
+
     /// Wakes the claims thread, unless it is at work and will look by itself: a wake-up costs more than a turn's share.
     pub fn nudge(&self, state: &mut State) {
         if std::mem::take(&mut state.claims_idle) {

@@ -13,8 +13,8 @@ use redis::Commands;
 use support::process::{Instance, Options};
 use support::redis_server::RedisServer;
 use support::tracker::{
-    assert_at_rest, hostile_payloads, in_flight, is_lease_lost, is_outage, is_recovered, job, jobs, journal, queue,
-    recover_all, settings, stat, target, Tracker, SOON,
+    assert_at_rest, hostile_payloads, in_flight, is_lease_lost, is_outage, is_recovered, job, jobs, journal, keys,
+    queue, recover_all, settings, stat, target, Tracker, SOON,
 };
 use support::wait::eventually;
 
@@ -114,6 +114,29 @@ fn a_sidekiqs_redis_that_is_away_is_no_outage_and_gets_its_jobs_later() {
     }
     eventually(SOON, "nothing is in flight", || in_flight(&servers.0).is_empty());
     assert_eq!(tracker.count(is_outage) + tracker.count(is_lease_lost), 0);
+    assert!(tracker.leave(SOON));
+}
+
+#[test]
+fn each_time_that_sidekiqs_redis_is_away_a_person_is_told_also_where_only_suspects_wait() {
+    let servers = servers();
+    let tracker = Tracker::registered(of(&servers, "heir"));
+    let is_told = |event: &Event| matches!(event, Event::Warning(text) if text.contains("wait in the outbox"));
+    for times in 1..=2 {
+        let jid = format!("suspect{times}");
+        let () = servers.0.connect().set_ex(keys().recoveries(&jid), 1, 1000).unwrap();
+        servers.1.pause();
+        dead(&servers, "work", &[job(&jid)]);
+        eventually(SOON, "a person is told", || tracker.count(is_told) >= times);
+        servers.1.resume();
+        delivered(&servers, "work", times);
+        eventually(SOON, "the outbox is empty", || {
+            let left: usize = servers.0.connect().exists("sidekiq_processing:outbox:queues").unwrap();
+            left == 0
+        });
+        // Once a time, however often it was tried.
+        assert_eq!(tracker.count(is_told), times);
+    }
     assert!(tracker.leave(SOON));
 }
 

@@ -27,6 +27,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     native.define_module_function("namespaced_key", function!(namespaced_key, 2))?;
     native.define_module_function("read_key", function!(read_key, 3))?;
     native.define_module_function("examine", function!(examine, 4))?;
+    native.define_module_function("examine_queues", function!(examine_queues, 2))?;
     native.define_module_function("clear_unique_lock", function!(clear_unique_lock, 4))?;
     let class = native.define_class("Engine", ruby.class_object())?;
     class.undef_default_alloc_func();
@@ -102,6 +103,16 @@ fn examine(ruby: &Ruby, redis: RHash, namespace: String, outbox: bool, timeout_m
         };
         gvl::run(ruby, move |_| {
             core::server::examine(&target, &keys, Duration::from_millis(timeout_ms.max(1)))
+        })
+    })
+}
+
+/// `Native.examine_queues(redis, timeout_ms)`: the same of the Redis of Sidekiq's queues, where that is another one.
+fn examine_queues(ruby: &Ruby, redis: RHash, timeout_ms: u64) -> Result<(), Error> {
+    errors::guard(ruby, || {
+        let target = settings::target(ruby, redis)?;
+        gvl::run(ruby, move |_| {
+            core::server::examine_queues(&target, Duration::from_millis(timeout_ms.max(1)))
         })
     })
 }
