@@ -19,7 +19,7 @@ use processing_tracker_core::settings::{Fetch, Settings};
 use processing_tracker_core::target::{Address, Target};
 use redis::Commands;
 use support::redis_server::RedisServer;
-use support::sentinel::{push_safely, Watched, MASTER};
+use support::sentinel::{Pusher, Watched, MASTER};
 use support::tracker::{is_lease_lost, is_outage, is_recovered, job, settings, Tracker, SOON};
 use support::wait::eventually;
 
@@ -108,38 +108,17 @@ fn failover(end: impl Fn(&mut RedisServer), begin: impl Fn(&mut RedisServer)) {
     let fleet = Fleet::start(|| watched.target(None, None), 3);
     let over = Arc::new(AtomicBool::new(false));
 
-    // Pushes to whoever is the master, and notes which jobs a replica is known to have.
+    // Pushes to whoever is the master, and notes what was taken.
     let urls = watched.servers.each_ref().map(|server| server.tcp_url());
     let pusher = thread::spawn({
         let over = over.clone();
         move || {
-            let (mut safe, mut number) = (BTreeSet::new(), 0);
-            let mut connection: Option<redis::Connection> = None;
+            let mut pusher = Pusher::default();
             while !over.load(SeqCst) {
-                if connection.is_none() {
-                    connection = urls.iter().find_map(|url| {
-                        let client = redis::Client::open(url.as_str()).ok()?;
-                        let mut connection = client.get_connection_with_timeout(Duration::from_millis(200)).ok()?;
-                        connection.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
-                        let role: (String, redis::Value, redis::Value) =
-                            redis::cmd("ROLE").query(&mut connection).ok()?;
-                        (role.0 == "master").then_some(connection)
-                    });
-                    if connection.is_none() {
-                        thread::sleep(Duration::from_millis(20));
-                        continue;
-                    }
-                }
-                let jids: Vec<String> = (number..number + 10).map(|number| format!("j{number}")).collect();
-                number += 10;
-                let jobs: Vec<Vec<u8>> = jids.iter().map(|jid| job(jid)).collect();
-                match push_safely(connection.as_mut().unwrap(), "work", &jobs) {
-                    Ok(true) => safe.extend(jids),
-                    Ok(false) => {}
-                    Err(_) => connection = None,
-                }
+                pusher.push(&urls, "work");
             }
-            safe
+            pusher.disconnect();
+            pusher
         }
     });
 
@@ -164,11 +143,15 @@ fn failover(end: impl Fn(&mut RedisServer), begin: impl Fn(&mut RedisServer)) {
     let after = fleet.done().len();
     eventually(SOON, "jobs run on", || fleet.done().len() > after + 100);
     over.store(true, SeqCst);
-    let safe = pusher.join().unwrap();
+    let pushed = pusher.join().unwrap();
 
-    eventually(SOON, "all jobs that the replica had are done", || {
+    // What was taken and is not done: nothing but what the old master alone had.
+    let lost = || -> BTreeSet<String> {
         let done: BTreeSet<String> = fleet.done().into_iter().collect();
-        safe.is_subset(&done)
+        pushed.taken.difference(&done).cloned().collect()
+    };
+    eventually(SOON, "all jobs are done that replication has not lost", || {
+        lost().is_subset(&pushed.at_risk)
     });
     let server = watched.servers.iter().find(|server| server.port() == new).unwrap();
     eventually(SOON, "nothing is in flight", || {
@@ -181,13 +164,18 @@ fn failover(end: impl Fn(&mut RedisServer), begin: impl Fn(&mut RedisServer)) {
     }
     let twice = runs.values().filter(|runs| **runs > 1).count();
     println!(
-        "{} jobs safe on the replica, {} run, {twice} of them twice; outages told: {}",
-        safe.len(),
+        "{} jobs taken, {} run, {twice} of them twice; {} at risk in the old master, {} of them lost; outages told: {}",
+        pushed.taken.len(),
         runs.len(),
+        pushed.at_risk.len(),
+        lost().len(),
         fleet.count(is_outage)
     );
     // What was in the old master alone may run again: jobs taken, and acks, of its last moments.
     assert!(twice < runs.len() / 4, "{twice} of {} ran twice", runs.len());
+    // Else that would allow too much.
+    let at_risk = pushed.at_risk.len();
+    assert!(at_risk < pushed.taken.len() / 4, "{at_risk} of {}", pushed.taken.len());
     assert_eq!(fleet.count(is_lease_lost), 0);
     assert_eq!(fleet.count(is_recovered), 0);
     assert!(!watched.servers[0].log().contains("evalsha"));

@@ -1,5 +1,6 @@
 //! A master, a replica, and real sentinels that watch them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use processing_tracker_core::password::Password;
@@ -8,6 +9,7 @@ use processing_tracker_core::target::{Address, Target};
 use redis::Commands;
 
 use super::redis_server::{Options, RedisServer};
+use super::tracker::job;
 use super::wait::{eventually, eventually_some};
 
 /// The master's name.
@@ -111,9 +113,64 @@ impl Watched {
     }
 }
 
-/// Pushes jobs, and says whether a replica has them.
-pub fn push_safely(connection: &mut redis::Connection, queue: &str, jobs: &[Vec<u8>]) -> redis::RedisResult<bool> {
-    let _: i64 = connection.lpush(format!("queue:{queue}"), jobs)?;
-    let replicas: i64 = redis::cmd("WAIT").arg(1).arg(100).query(connection)?;
-    Ok(replicas > 0)
+/// Who pushes jobs, and what was answered.
+#[derive(Default)]
+pub struct Pusher {
+    /// The jobs that a server has taken.
+    pub taken: BTreeSet<String>,
+    /// Those of them that the first server has taken, and no replica is known to have: a failover may lose them.
+    pub at_risk: BTreeSet<String>,
+    /// Of the connection that there is: those that no replica is known to have yet.
+    unconfirmed: BTreeSet<String>,
+    connection: Option<(usize, redis::Connection)>,
+    number: usize,
+}
+
+impl Pusher {
+    /// Pushes some to whichever of these is a master.
+    pub fn push(&mut self, urls: &[String], queue: &str) {
+        if self.connection.is_none() {
+            self.connection = urls
+                .iter()
+                .enumerate()
+                .find_map(|(server, url)| Some((server, master(url)?)));
+        }
+        let Some((server, connection)) = &mut self.connection else {
+            std::thread::sleep(Duration::from_millis(20));
+            return;
+        };
+        let jids: Vec<String> = (self.number..self.number + 10)
+            .map(|number| format!("j{number}"))
+            .collect();
+        self.number += jids.len();
+        let jobs: Vec<Vec<u8>> = jids.iter().map(|jid| job(jid)).collect();
+        let pushed: redis::RedisResult<i64> = connection.lpush(format!("queue:{queue}"), jobs);
+        let replicas = pushed.and_then(|_| {
+            self.taken.extend(jids.iter().cloned());
+            if *server == 0 {
+                self.unconfirmed.extend(jids);
+            }
+            redis::cmd("WAIT").arg(1).arg(100).query::<i64>(connection)
+        });
+        match replicas {
+            Ok(0) => {}
+            // It has all that went over this connection before, too.
+            Ok(_) => self.unconfirmed.clear(),
+            Err(_) => self.disconnect(),
+        }
+    }
+
+    /// Ends the connection: what is not confirmed by now never is.
+    pub fn disconnect(&mut self) {
+        self.connection = None;
+        self.at_risk.append(&mut self.unconfirmed);
+    }
+}
+
+fn master(url: &str) -> Option<redis::Connection> {
+    let client = redis::Client::open(url).ok()?;
+    let mut connection = client.get_connection_with_timeout(Duration::from_millis(200)).ok()?;
+    connection.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+    let role: (String, redis::Value, redis::Value) = redis::cmd("ROLE").query(&mut connection).ok()?;
+    (role.0 == "master").then_some(connection)
 }
