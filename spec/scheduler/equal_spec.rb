@@ -75,9 +75,29 @@ RSpec.describe "the scheduler beside Sidekiq's own" do
         bad = ["not json", "null", "[1]", "{}", JSON.generate(job("bad", args: "none")), JSON.generate(job("raises"))]
         given = (bad + [JSON.generate(job("good"))]).each_with_index.map { |text, i| [100 + i, text] }
         app = middleware.call('raise "no" if job["jid"] == "raises"; yield')
-        ours = SchedulerScript.run(redis, given, app: app, bundle: bundle).fetch("ours")
+        ours = SchedulerScript.run(redis, given, app: app, stock: false, bundle: bundle).fetch("ours")
         expect(ours.fetch("schedule")).to eq(bad)
         expect(ours.fetch("queues").fetch("default").map { |text| Queues.jid(text) }).to eq(["good"])
+      end
+
+      # A middleware whose database is away, say.
+      it "tells Sidekiq's error handlers of few where all fail, and ends the poll" do
+        given = Array.new(250) { |i| [100 + i, JSON.generate(job("bad-#{i}"))] }
+        run = SchedulerScript.start(redis, given, app: middleware.call('raise IOError, "no database"'), polls: 3, stock: false, bundle: bundle)
+        ours = JSON.parse(run.log.lines.last).fetch("ours")
+        told = ["IOError", "no database", "ProcessingTracker could not push a due job; it stays scheduled"]
+        expect(ours.fetch("polls").map { |poll| poll.fetch("told") }).to eq([[told] * 3] * 3)
+        expect(ours.fetch("polls").map { |poll| poll.fetch("passed").size }).to eq([10, 20, 40])
+        expect(ours.fetch("schedule")).to eq(given.map(&:last))
+      end
+
+      it "comes to what is due behind many that cannot be pushed" do
+        given = Array.new(25) { |i| [100 + i, JSON.generate(job("bad-#{i}"))] } << [200, JSON.generate(job("good"))]
+        app = middleware.call('raise IOError, "no" if job["jid"].start_with?("bad"); yield')
+        ours = SchedulerScript.run(redis, given, app: app, polls: 3, stock: false, bundle: bundle).fetch("ours")
+        expect(ours.fetch("polls").map { |poll| poll.fetch("passed").size }).to eq([10, 20, 26])
+        expect(ours.fetch("queues").fetch("default").map { |text| Queues.jid(text) }).to eq(["good"])
+        expect(ours.fetch("schedule").size).to eq(25)
       end
     end
   end

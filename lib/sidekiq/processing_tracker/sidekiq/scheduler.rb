@@ -22,7 +22,7 @@ module Sidekiq
         # @return [void]
         def attach(enqueuer, engine, config)
           enqueuer.extend(self)
-          enqueuer.processing_tracker_attach(engine, DueClient.for(config))
+          enqueuer.processing_tracker_attach(engine, DueClient.for(config), config)
         end
 
         # Gives an enqueuer back what it was.
@@ -30,16 +30,19 @@ module Sidekiq
         # @param enqueuer [Object]
         # @return [void]
         def detach(enqueuer)
-          enqueuer.processing_tracker_attach(nil, nil) if enqueuer.is_a?(self)
+          enqueuer.processing_tracker_attach(nil, nil, nil) if enqueuer.is_a?(self)
         end
       end
 
       # @param engine [Native::Engine, nil] nil: the enqueuer is its own again
       # @param client [DueClient, nil]
+      # @param config [Sidekiq::Config, Module, nil]
       # @return [void]
-      def processing_tracker_attach(engine, client)
+      def processing_tracker_attach(engine, client, config)
         @processing_tracker_engine = engine
         @processing_tracker_client = client
+        @processing_tracker_config = config
+        @processing_tracker_failures = {}
       end
 
       # Moves what is due into the queues. Called by Sidekiq's poller.
@@ -60,24 +63,30 @@ module Sidekiq
       private
 
       def enqueue_due(sorted_set)
+        failures = @processing_tracker_failures[sorted_set] ||= DueFailures.new(sorted_set, @processing_tracker_config)
+        failures.begin_poll
         more = true
-        while more && !@done
+        while more && !@done && !failures.enough?
           more, pushed, jobs = @processing_tracker_engine.claim_due(
             sorted_set, Time.now.to_f.to_s, straight, DueClient.milliseconds?
           )
-          push_due(jobs)
+          failures.none if pushed.positive?
+          push_due(jobs, failures)
           logger_of_sidekiq.debug { "enqueued #{pushed} jobs of #{sorted_set}" } if pushed.positive?
         end
+      ensure
+        failures&.end_poll
       end
 
       # @param jobs [Array<Array(String, String)>] token and payload
-      def push_due(jobs)
+      # @param failures [DueFailures]
+      def push_due(jobs, failures)
         pushes = []
         since = clock
         jobs.each do |token, payload|
-          break if @done
+          break if @done || failures.enough?
 
-          push = push_of(token, payload)
+          push = push_of(token, payload, failures)
           pushes << push if push
           next if clock - since < COMPANY
 
@@ -96,23 +105,17 @@ module Sidekiq
       end
 
       # What would have become of the job is Sidekiq's and the app's to say. One that cannot be pushed goes back to its set
-      # at the end of the poll and keeps no other waiting.
-      def push_of(token, payload)
+      # at the end of the poll.
+      def push_of(token, payload, failures)
         target = @processing_tracker_client.target(::Sidekiq.load_json(payload))
         logger_of_sidekiq.debug { "enqueues a due job: #{payload}" }
+        failures.none
         [token, *target]
       rescue => error
         raise if DueClient.away?(error)
 
-        report_unpushed(error)
+        failures.add(error)
         nil
-      end
-
-      def report_unpushed(error)
-        context = {context: "ProcessingTracker could not push a due job; it stays scheduled"}
-        return handle_exception(error, context) if respond_to?(:handle_exception, true)
-
-        logger_of_sidekiq.error("#{context[:context]}: #{error.message} (#{error.class})")
       end
 
       # Must not hide the error that has brought us here.
