@@ -89,6 +89,20 @@ RSpec.describe "the scheduler of a Sidekiq process" do
     expect(redis.call("KEYS", "sidekiq_processing:due:*")).to be_empty
   end
 
+  it "leaves due jobs to Sidekiq while Redis refuses the process its lease" do
+    redis.call("SET", "sidekiq_processing:instances", "no set")
+    first = schedule(quick)
+    process = SidekiqProcess.new(redis, app: polls, env: {"PROCESSING_FETCH" => "sidekiq"})
+    eventually("the job is done", within: 30) { done == [first] }
+    redis.call("DEL", "sidekiq_processing:instances")
+    process.up.wait_for_log(/scheduler: native again/)
+    second = schedule(quick)
+    eventually("both are done", within: 30) { done == [first, second] }
+    expect(process.log.scan(/scheduler: ([^.\n]*)/).flatten).to eq(
+      ["native", "Sidekiq's own, until this process has a lease (see the lines about Redis)", "native again"]
+    )
+  end
+
   it "goes on when Redis was away" do
     SidekiqProcess.new(redis, app: polls, ttl: 60).up.wait_for_log(/scheduler: native/)
     first = schedule(quick)

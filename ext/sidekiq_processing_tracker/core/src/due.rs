@@ -99,6 +99,8 @@ pub struct Claimed {
     pub pushed: u64,
     /// Whether there may be more.
     pub more: bool,
+    /// Whether the instance has a lease. Without one nothing is claimed: what is due is then for others to push.
+    pub leased: bool,
 }
 
 /// The scheduler's side of an engine: one call at a time.
@@ -151,15 +153,22 @@ impl Due {
             Err(Error::Connection(_)) => self.try_claim(shared, set, until)?,
             claim => claim?,
         };
-        let Fenced::Alive(Claim::Done { before, more, jobs }) = claim else {
-            return Ok(Claimed::default());
+        let (before, more, jobs) = match claim {
+            Fenced::Lost => return Ok(Claimed::default()),
+            Fenced::Alive(Claim::Stale) => (0, false, Vec::new()),
+            Fenced::Alive(Claim::Done { before, more, jobs }) => (before, more, jobs),
         };
         // A copy that came late has taken jobs that nobody holds.
         self.unsure |= before > self.held.len() as u64;
         self.held.extend(jobs.iter().map(|(token, _)| token.clone()));
         match straight {
             Some(straight) => self.push_straight(shared, straight, jobs, more),
-            None => Ok(Claimed { jobs, pushed: 0, more }),
+            None => Ok(Claimed {
+                jobs,
+                pushed: 0,
+                more,
+                leased: true,
+            }),
         }
     }
 
@@ -202,6 +211,7 @@ impl Due {
             jobs: jobs.collect(),
             pushed,
             more,
+            leased: true,
         })
     }
 

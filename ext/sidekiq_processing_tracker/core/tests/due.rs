@@ -344,6 +344,10 @@ fn who_has_lost_its_lease_pushes_nothing() {
         .hdel(keys().inflight(&away.identity()), "call")
         .unwrap();
     let () = server.connect().zadd(keys().instances(), away.identity(), 0).unwrap();
+    assert!(claimed.leased);
+    let again = away.engine().claim_due(b"schedule", NOW, None).unwrap();
+    assert_eq!(again, Claimed::default());
+    assert!(!again.leased);
     assert_eq!(away.engine().settle_due(&pushes(&claimed)).unwrap(), 0);
     away.wait_for("it says so", is_lease_lost);
     eventually(SOON, "all is back", || scheduled(&server, "schedule").len() == 3);

@@ -226,7 +226,8 @@ impl Engine {
     /// `#claim_due(set, until, defaults, milliseconds)`: claims jobs of Sidekiq's set whose score is `until` at most. Answers
     /// whether there may be more, how many have gone to their queues, and token and payload of each that is the caller's to
     /// push. Some go to their queues at once where `defaults` is given: the fields that Sidekiq's client would add where they are
-    /// missing; it writes times in milliseconds, or seconds. Waits without the GVL.
+    /// missing; it writes times in milliseconds, or seconds. nil where this process has no lease, so that nothing is its to claim. Waits
+    /// without the GVL.
     pub fn claim_due(
         ruby: &Ruby,
         this: &Self,
@@ -234,7 +235,7 @@ impl Engine {
         until: RString,
         defaults: Option<RArray>,
         milliseconds: bool,
-    ) -> Result<RArray, Error> {
+    ) -> Result<Option<RArray>, Error> {
         errors::guard(ruby, || {
             let answer = ruby.ary_new_capa(3);
             let jobs = ruby.ary_new();
@@ -246,6 +247,9 @@ impl Engine {
                     gvl::run(ruby, move |_| engine.claim_due(&set, &until, straight.as_ref()))?
                 }
             };
+            if !claimed.leased {
+                return Ok(None);
+            }
             for (token, payload) in &claimed.jobs {
                 let job = ruby.ary_new_capa(2);
                 job.push(ruby.str_from_slice(token))?;
@@ -255,7 +259,7 @@ impl Engine {
             answer.push(claimed.more)?;
             answer.push(claimed.pushed)?;
             answer.push(jobs)?;
-            Ok(answer)
+            Ok(Some(answer))
         })
     }
 

@@ -43,6 +43,7 @@ module Sidekiq
         @processing_tracker_client = client
         @processing_tracker_config = config
         @processing_tracker_failures = {}
+        @processing_tracker_unleased = 0
       end
 
       # Moves what is due into the queues. Called by Sidekiq's poller.
@@ -54,26 +55,46 @@ module Sidekiq
         return super unless @processing_tracker_engine
 
         begin
-          sorted_sets.each { |sorted_set| enqueue_due(sorted_set) }
+          leased = sorted_sets.all? { |sorted_set| enqueue_due(sorted_set) }
         ensure
           put_back_unpushed
         end
+        super if stand_aside?(leased)
       end
 
       private
 
+      # Whether due jobs are Sidekiq's own scheduler's to move. A lease that is lost is mostly had anew by the next poll. But
+      # where Redis refuses it, all processes may be without one, and due jobs would stand still until somebody mends that.
+      #
+      # @param leased [Boolean] whether this poll had a lease
+      def stand_aside?(leased)
+        polls = @processing_tracker_unleased
+        @processing_tracker_unleased = leased ? 0 : polls + 1
+        if polls == 1 && !leased
+          Log.write(:warn, "scheduler: Sidekiq's own, until this process has a lease (see the lines about Redis). A kill in the middle " \
+            "of a push may lose a due job meanwhile")
+        elsif polls > 1 && leased
+          Log.write(:info, "scheduler: native again")
+        end
+        polls.positive? && !leased
+      end
+
+      # @return [Boolean] whether this process has a lease
       def enqueue_due(sorted_set)
         failures = @processing_tracker_failures[sorted_set] ||= DueFailures.new(sorted_set, @processing_tracker_config)
         failures.begin_poll
         more = true
         while more && !@done && !failures.enough?
-          more, pushed, jobs = @processing_tracker_engine.claim_due(
-            sorted_set, Time.now.to_f.to_s, straight, DueClient.milliseconds?
-          )
+          claimed = @processing_tracker_engine.claim_due(sorted_set, Time.now.to_f.to_s, straight, DueClient.milliseconds?)
+          return false unless claimed
+
+          more, pushed, jobs = claimed
           failures.none if pushed.positive?
           push_due(jobs, failures)
           logger_of_sidekiq.debug { "enqueued #{pushed} jobs of #{sorted_set}" } if pushed.positive?
         end
+        true
       ensure
         failures&.end_poll
       end
