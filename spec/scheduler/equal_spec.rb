@@ -10,14 +10,18 @@ RSpec.describe "the scheduler beside Sidekiq's own" do
   end
 
   # Jobs as Sidekiq schedules and retries them, and as others might.
-  def entries
-    ordinary = [
+  def ordinary
+    [
       job("plain"), job("tags", tags: %w[a b]), job("retried", error_class: "X", error_message: "y\u2028", failed_at: 1.5, retry_count: 2),
       job("again", enqueued_at: 17.5), job("wrapped", wrapped: "AnyJob"), job("low", queue: "low"), job("no-retry", retry: 3, retry_for: 60)
     ]
+  end
+
+  def entries
     odd = [
       job("no-queue").except("queue"), job("no-created").except("created_at"), job("at", at: 4_000_000_000.5), job("x").except("jid"),
-      job("no-retry-field").except("retry"), job("null-queue", queue: nil), job("float", retry_for: 60.7)
+      job("no-retry-field").except("retry"), job("null-queue", queue: nil), job("float", retry_for: 60.7),
+      job("transient", client_class: "X")
     ]
     texts = (ordinary + odd).map { |entry| JSON.generate(entry) }
     texts << %({ "class":"QuickJob" , "args":[1e2, "\\u00fc\\/"],"jid":"spaces","queue":"default","retry":true,"created_at":1 } )
@@ -51,6 +55,12 @@ RSpec.describe "the scheduler beside Sidekiq's own" do
 
   cases = {
     "without client middleware" => "",
+    # What Sidekiq.transactional_push! does, which needs ActiveRecord.
+    "with a client of its own among the default options" => <<~RUBY,
+      require "sidekiq/client"
+      Sidekiq.default_job_options["client_class"] = Sidekiq::Client
+      Sidekiq::JobUtil::TRANSIENT_ATTRIBUTES << "client_class"
+    RUBY
     "with middleware that adds to jobs" => middleware.call('job["seen"] = [job_class.to_s, queue]; yield'),
     "with middleware that refuses jobs" => middleware.call('yield unless job["jid"] =~ /plain|low/'),
     "with middleware that sends jobs elsewhere" => middleware.call('job["queue"] = "high" if job["jid"] == "plain"; yield'),
@@ -68,6 +78,14 @@ RSpec.describe "the scheduler beside Sidekiq's own" do
           refused, kept = scheduled.partition { |left| left["jid"] == "null-queue" }
           expect(refused.size).to eq(1)
           expect([queues, kept]).to eq(comparable(stock))
+        end
+      end
+
+      cases.first(2).each do |name, app|
+        it "does so without Ruby #{name}" do
+          given = ordinary.each_with_index.map { |entry, i| [100 + i, JSON.generate(entry)] } << [200, JSON.generate(job("no-queue").except("queue"))]
+          polls = SchedulerScript.run(redis, given, app: app, stock: false, bundle: bundle).fetch("ours").fetch("polls")
+          expect(polls.map { |poll| poll.fetch("passed") }).to eq([["no-queue"]])
         end
       end
 

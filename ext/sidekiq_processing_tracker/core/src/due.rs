@@ -86,6 +86,8 @@ pub enum Push {
 pub struct Straight {
     /// The fields that each payload has: Sidekiq's `default_job_options`.
     pub defaults: Vec<String>,
+    /// The fields that none has: what Sidekiq's client takes out again (`TRANSIENT_ATTRIBUTES`).
+    pub transient: Vec<String>,
     /// How the installed Sidekiq writes times.
     pub milliseconds: bool,
 }
@@ -293,7 +295,7 @@ impl Due {
 /// The payload as Sidekiq's client would push it, and the queue. `None` for one of which it would change anything but
 /// `enqueued_at`, or that it would refuse: that is for the client itself.
 fn enqueued(job: &[u8], straight: &Straight, now: Duration) -> Option<(Vec<u8>, Vec<u8>)> {
-    let place = payload::place_of_enqueued_at(job, &straight.defaults)?;
+    let place = payload::place_of_enqueued_at(job, &straight.defaults, &straight.transient)?;
     let timestamps = if straight.milliseconds {
         Timestamps::Milliseconds
     } else {
@@ -460,6 +462,7 @@ mod tests {
     fn pushed(job: &str, milliseconds: bool) -> Option<(String, String)> {
         let straight = Straight {
             defaults: vec!["retry".into(), "queue".into()],
+            transient: vec!["client_class".into()],
             milliseconds,
         };
         let (queue, payload) = enqueued(job.as_bytes(), &straight, Duration::from_micros(1_732_570_000_123_456))?;
@@ -505,6 +508,7 @@ mod tests {
             JOB.replace("1e2", "1e400"),
             JOB.replace("1e2", r#""\ud800""#),
             with(r#""at":12.5"#),
+            with(r#""client_class":null"#),
             with(r#""queue":"high""#),
             with(r#""tags":"a""#),
             with(r#""retry_for":2000000000"#),

@@ -416,6 +416,7 @@ fn what_needs_nothing_of_ruby_goes_straight_to_its_queue() {
     schedule(&server, "schedule", &[plain, irregular.clone()], 1.0);
     let straight = Straight {
         defaults: vec!["retry".into(), "queue".into()],
+        transient: Vec::new(),
         milliseconds: true,
     };
     let claimed = tracker.engine().claim_due(b"schedule", NOW, Some(&straight)).unwrap();

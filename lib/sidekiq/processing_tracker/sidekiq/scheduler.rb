@@ -86,7 +86,9 @@ module Sidekiq
         failures.begin_poll
         more = true
         while more && !@done && !failures.enough?
-          claimed = @processing_tracker_engine.claim_due(sorted_set, Time.now.to_f.to_s, straight, DueClient.milliseconds?)
+          claimed = @processing_tracker_engine.claim_due(
+            sorted_set, Time.now.to_f.to_s, straight, transient, DueClient.milliseconds?
+          )
           return false unless claimed
 
           more, pushed, jobs = claimed
@@ -150,8 +152,12 @@ module Sidekiq
       def straight
         return unless @processing_tracker_client.middleware.entries.empty? && CLIENT.all? { |name| Stock.client?(name) }
 
-        ::Sidekiq.default_job_options.keys.map(&:to_s)
+        ::Sidekiq.default_job_options.keys.map(&:to_s) - transient
       end
+
+      # @return [Array<String>] the fields that no job has: they may be among the default options (`Sidekiq.transactional_push!`
+      #   puts one there), and Sidekiq's client takes them out
+      def transient = ::Sidekiq::JobUtil::TRANSIENT_ATTRIBUTES.map(&:to_s)
 
       def logger_of_sidekiq = ::Sidekiq.logger
 
