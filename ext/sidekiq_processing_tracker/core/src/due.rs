@@ -14,7 +14,7 @@ use crate::settings::Timestamps;
 use crate::shared::Shared;
 use std::collections::HashSet;
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 script!(CLAIM, "claim_due");
 script!(SETTLE, "settle_due");
@@ -24,6 +24,10 @@ pub(crate) static SCRIPTS: [&Script; 3] = [&CLAIM, &SETTLE, &RETURN];
 
 /// How many jobs are claimed, or put back, by one call at the most.
 const PIECE: usize = 200;
+
+/// How long an answer may take. A step may be shorter, and longer than a shutdown should wait.
+const LEAST: Duration = Duration::from_secs(1);
+const MOST: Duration = Duration::from_secs(2);
 
 /// A due job's name: `<call>-<i> <score> <set>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -108,6 +112,7 @@ pub struct Claimed {
 /// The scheduler's side of an engine: one call at a time.
 pub(crate) struct Due {
     link: Link,
+    timeout: Duration,
     /// The number of the last claim. It goes on under a new identity.
     call: u64,
     identity: String,
@@ -115,6 +120,8 @@ pub(crate) struct Due {
     held: HashSet<Vec<u8>>,
     /// Redis may have more under this identity than is held: an answer was lost.
     unsure: bool,
+    /// The last call has got no answer.
+    away: bool,
 }
 
 #[derive(PartialEq)]
@@ -129,14 +136,28 @@ enum Claim {
 
 impl Due {
     pub fn new(shared: &Shared) -> Self {
-        let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
+        let timeout = shared.settings.pace().step.clamp(LEAST, MOST);
         Self {
             link: Link::new(shared.settings.redis.clone(), timeout),
+            timeout,
             call: 0,
             identity: String::new(),
             held: HashSet::new(),
             unsure: false,
+            away: false,
         }
+    }
+
+    /// Makes a call, and once more where the connection broke at once: it may have been dead for long. Sidekiq waits for its
+    /// poller when it shuts down, so a Redis that does not answer is not waited for twice.
+    fn twice<T>(&mut self, mut call: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        let began = Instant::now();
+        let answer = match call(self) {
+            Err(Error::Connection(_)) if began.elapsed() < self.timeout / 2 => call(self),
+            answer => answer,
+        };
+        self.away = matches!(answer, Err(Error::Connection(_)));
+        answer
     }
 
     /// Claims jobs of a set that are due at `until`, as it would be written to Redis.
@@ -150,11 +171,8 @@ impl Due {
             self.held.clear();
             self.unsure = false;
         }
-        let claim = match self.try_claim(shared, set, until) {
-            // A connection that has broken while nobody used it. What the first copy may have claimed is put back first.
-            Err(Error::Connection(_)) => self.try_claim(shared, set, until)?,
-            claim => claim?,
-        };
+        // What a first copy may have claimed is put back first.
+        let claim = self.twice(|due| due.try_claim(shared, set, until))?;
         let (before, more, jobs) = match claim {
             Fenced::Lost => return Ok(Claimed::default()),
             Fenced::Alive(Claim::Stale) => (0, false, Vec::new()),
@@ -225,11 +243,8 @@ impl Due {
                 return Ok(done);
             }
             failpoint::reach("before_settle_due");
-            let settled = match settle(&mut self.link, &shared.keys, &self.identity, piece) {
-                // By its tokens a repetition finds what the first copy has left.
-                Err(Error::Connection(_)) => settle(&mut self.link, &shared.keys, &self.identity, piece),
-                settled => settled,
-            };
+            // By its tokens a repetition finds what the first copy has left.
+            let settled = self.twice(|due| settle(&mut due.link, &shared.keys, &due.identity, piece));
             failpoint::reach("after_settle_due");
             let Fenced::Alive(outcomes) = settled.inspect_err(|_| self.unsure = true)? else {
                 shared.lose(&self.identity);
@@ -257,8 +272,12 @@ impl Due {
     pub fn end(&mut self, shared: &Shared) -> Result<()> {
         let ended = if self.held.is_empty() && !self.unsure {
             Ok(())
+        } else if std::mem::take(&mut self.away) {
+            // That is told already. It goes back with the next claim, or when this instance has left.
+            self.unsure = true;
+            Ok(())
         } else if Self::leased(shared).is_some_and(|identity| identity == self.identity) {
-            self.put_back(shared)
+            self.twice(|due| due.put_back(shared))
         } else {
             Ok(())
         };
@@ -267,20 +286,9 @@ impl Due {
     }
 
     fn put_back(&mut self, shared: &Shared) -> Result<()> {
+        self.unsure = true;
         let mut returning = Returning::own(&self.identity);
-        // Once more, as with every call.
-        let mut failed = false;
-        loop {
-            match returning.step(&mut self.link, &shared.keys) {
-                Ok(None) => failed = false,
-                Ok(Some(_)) => break,
-                Err(Error::Connection(_)) if !failed => failed = true,
-                Err(error) => {
-                    self.unsure = true;
-                    return Err(error);
-                }
-            }
-        }
+        while returning.step(&mut self.link, &shared.keys)?.is_none() {}
         self.held.clear();
         self.unsure = false;
         Ok(())

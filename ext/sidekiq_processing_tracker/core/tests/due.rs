@@ -6,7 +6,7 @@
 mod support;
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use processing_tracker_core::due::{Claimed, Push, Straight};
 use processing_tracker_core::engine::Engine;
@@ -331,6 +331,45 @@ fn push_past(place: &str, reaper_dies_at: Option<&str>) {
     poll(next.engine(), "schedule").unwrap();
     assert_each_once(&server, &jobs, place);
     assert!(next.leave(SOON));
+    assert_at_rest(&server);
+}
+
+/// Sidekiq waits for its poller when it shuts down.
+#[test]
+fn a_redis_that_does_not_answer_is_not_waited_for_again_and_again() {
+    let server = RedisServer::start();
+    let mut slow = settings(&server.socket_path(), "me");
+    // Longer than a poll may take.
+    (slow.interval, slow.ttl) = (Duration::from_secs(20), Duration::from_secs(100));
+    let tracker = Tracker::registered(slow);
+    let engine = tracker.engine();
+    let due = jobs(3);
+    schedule(&server, "schedule", &due, 1.0);
+    let claimed = engine.claim_due(b"schedule", NOW, None).unwrap();
+    server.pause();
+    let began = Instant::now();
+    engine.settle_due(&pushes(&claimed)).unwrap_err();
+    // It has just been found away.
+    let failed = began.elapsed();
+    engine.end_due().unwrap();
+    let (ended, limit) = (began.elapsed(), Duration::from_secs(4));
+    assert!(
+        failed < limit && ended - failed < Duration::from_secs(1),
+        "{failed:?}, {ended:?}"
+    );
+    // The end that meets it first waits once.
+    server.resume();
+    eventually(SOON, "it is back", || engine.claim_due(b"schedule", NOW, None).is_ok());
+    server.pause();
+    let began = Instant::now();
+    engine.end_due().unwrap_err();
+    assert!(began.elapsed() < limit, "{:?}", began.elapsed());
+    server.resume();
+    eventually(SOON, "all is pushed", || {
+        let _ = poll(engine, "schedule");
+        queue(&server, "work") == due
+    });
+    assert!(tracker.leave(SOON));
     assert_at_rest(&server);
 }
 
