@@ -13,7 +13,10 @@ module Sidekiq
       # The methods of Sidekiq's client that a job passes without client middleware.
       CLIENT = %i[push normalize_item validate normalized_hash verify_json].freeze
 
-      private_constant :COMPANY, :CLIENT
+      # Who polls in this process. Several launchers share its engine, and the end of a poll puts back all that is not pushed.
+      POLL = Mutex.new
+
+      private_constant :COMPANY, :CLIENT, :POLL
 
       class << self
         # @param enqueuer [Sidekiq::Scheduled::Enq]
@@ -53,11 +56,13 @@ module Sidekiq
       # @raise [ConnectionError] as Sidekiq's own raises when Redis is away; the poller logs it and comes again
       def enqueue_jobs(sorted_sets = ::Sidekiq::Scheduled::SETS)
         return super unless @processing_tracker_engine
+        # Another launcher of this process is about to move all that is due.
+        return unless POLL.try_lock
 
         begin
-          leased = sorted_sets.all? { |sorted_set| enqueue_due(sorted_set) }
+          leased = poll_due(sorted_sets)
         ensure
-          put_back_unpushed
+          POLL.unlock
         end
         super if stand_aside?(leased)
       end
@@ -81,6 +86,13 @@ module Sidekiq
       end
 
       # @return [Boolean] whether this process has a lease
+      def poll_due(sorted_sets)
+        sorted_sets.all? { |sorted_set| enqueue_due(sorted_set) }
+      ensure
+        put_back_unpushed
+      end
+
+      # @return [Boolean] the same
       def enqueue_due(sorted_set)
         failures = @processing_tracker_failures[sorted_set] ||= DueFailures.new(sorted_set, @processing_tracker_config)
         failures.begin_poll
