@@ -98,6 +98,20 @@ RSpec.describe "the scheduler beside Sidekiq's own" do
         expect(ours.fetch("queues").fetch("default").map { |text| Queues.jid(text) }).to eq(["good"])
       end
 
+      it "tells no arguments of what cannot be pushed" do
+        bad = ["no json \"secret\"", JSON.generate("args" => ["secret"]), JSON.generate(job("hash", args: {"secret" => 1})),
+          JSON.generate(job("symbol", args: []))]
+        app = middleware.call('job["args"] = [:secret] if job["jid"] == "symbol"; yield') + "Sidekiq.strict_args!\n"
+        messages = [bad.first(2), bad.last(2)].flat_map do |payloads|
+          given = payloads.each_with_index.map { |text, i| [100 + i, text] }
+          SchedulerScript.run(redis, given, app: app, stock: false, bundle: bundle).dig("ours", "polls", 0, "told").map { |told| told[1].lines.first.chomp }
+        end
+        expect(messages).to eq([
+          "its payload is no JSON that can be read (JSON::ParserError)", "Job must be a Hash with 'class' and 'args' keys",
+          "Job args must be an Array", "Job arguments to QuickJob must be native JSON types"
+        ])
+      end
+
       # A middleware whose database is away, say.
       it "tells Sidekiq's error handlers of few where all fail, and ends the poll" do
         given = Array.new(250) { |i| [100 + i, JSON.generate(job("bad-#{i}"))] }

@@ -142,7 +142,7 @@ module Sidekiq
       # What would have become of the job is Sidekiq's and the app's to say. One that cannot be pushed goes back to its set
       # at the end of the poll.
       def push_of(token, payload, failures)
-        target = @processing_tracker_client.target(::Sidekiq.load_json(payload))
+        target = @processing_tracker_client.target(DueClient.read(payload))
         logger_of_sidekiq.debug { "enqueues a due job: #{payload}" }
         failures.none
         [token, *target]
