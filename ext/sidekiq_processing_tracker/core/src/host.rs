@@ -371,8 +371,13 @@ impl Neighbours {
             let (_, mut entries) = next();
             let own = entries.iter().find(|entry| entry.identity == identity.as_bytes());
             let since = own.map_or(0, |own| own.registered_at);
-            // One that has come meanwhile is no predecessor: it takes over from us.
-            entries.retain(|entry| entry.registered_at < since);
+            // One that has come meanwhile is no predecessor: it takes over from us. Nor is this very process, which registered
+            // before and got no answer.
+            let here = self
+                .here
+                .as_ref()
+                .map(|here| (here.pid, here.started, here.place.clone()));
+            entries.retain(|entry| entry.registered_at < since && (here.is_none() || entry.process != here));
             self.predecessors = entries;
         }
         Ok(())
