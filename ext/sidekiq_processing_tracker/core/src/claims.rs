@@ -391,7 +391,6 @@ impl Claims {
 
     fn turn(&mut self, identity: &str, turn: &Turn) -> crate::Result<()> {
         failpoint::reach("before_turn");
-        let sent = Instant::now();
         let turned = scripts::turn(&mut self.link, &self.shared.keys, identity, turn)?;
         failpoint::reach("after_turn");
         match turned {
@@ -401,7 +400,6 @@ impl Claims {
                     if !state.is(identity) {
                         return Ok(());
                     }
-                    state.registry.turn_took(sent.elapsed());
                     (state.registry.answered(done, Instant::now()), state.instances)
                 };
                 std::mem::take(&mut remarks.called).ring();
