@@ -282,7 +282,8 @@ module Sidekiq
 
       # Frees the locks of sidekiq-unique-jobs that a job holds: those that carry its jid, whatever state the job is
       # in. Given a digest without a jid (no such key, or nil), removes the whole lock, whoever holds it. Recovery does what is needed by itself;
-      # this is for a person who knows that the job will not run again. Raises nothing: what goes wrong is logged.
+      # this is for a person who knows that the job will not run again. Raises nothing: what goes wrong is logged
+      # as a warning, all else at debug.
       #
       # @param job [Hash] a payload: "lock_digest" (or "unique_digest") and "jid"
       # @return [Boolean] whether anything was freed
