@@ -110,7 +110,9 @@ module Sidekiq
         end
 
         def write_through_sidekiq(key, value)
-          ::Sidekiq.redis { |conn| conn.set(key, value, px: PROBE_TTL) }
+          SidekiqsRedis.connection { |conn| conn.set(key, value, px: PROBE_TTL) }
+        rescue ConfigurationError
+          raise
         rescue => error
           raise ConnectionError, "Sidekiq's Redis cannot be compared with redis_options: #{error.message} (#{error.class})"
         end

@@ -12,7 +12,8 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
   def refuse(pattern)
     raise_error(Sidekiq::ProcessingTracker::ConfigurationError) { |error|
       expect(error.message).to match(pattern)
-      expect(error.message).not_to include("secret")
+      # What led to an error is shown with it.
+      expect([error, error.cause].compact.map(&:message).join).not_to include("secret")
     }
   end
 
@@ -169,7 +170,7 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
         begin
           puts JSON.generate(Sidekiq::ProcessingTracker::RedisSettings.from_sidekiq.to_native)
         rescue Sidekiq::ProcessingTracker::Error => error
-          puts JSON.generate([error.class, error.message])
+          puts JSON.generate([error.class, [error, error.cause].compact.map(&:message).join(" ")])
         end
       RUBY
       output, = RubyProcess.run_ruby(code, env: {"REDIS_URL" => nil, "REDIS_PROVIDER" => nil}.merge(env))
@@ -214,6 +215,15 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
         }}}
       RUBY
       expect(from_sidekiq(code)[:tls]).to include("cert" => /BEGIN CERTIFICATE/, "key" => /BEGIN PRIVATE KEY/)
+    end
+
+    # Sidekiq 6.5 reads these itself, with redis-rb.
+    it "does not pass on what a client says of a URL that it cannot read", if: Sidekiq::VERSION.to_i >= 7 do
+      ["redis://:123/secret@host/0", "redis://:secret@ho st"].each do |url|
+        refused = from_sidekiq("{url: #{url.inspect}}")
+        expect(refused).to match(["Sidekiq::ProcessingTracker::ConfigurationError", /\ASidekiq's Redis settings: they cannot be read/])
+        expect(refused.last).not_to include("secret")
+      end
     end
 
     it "refuses a URL in the place of a host, and does not show it" do

@@ -233,8 +233,9 @@ module Sidekiq
         complain("#{key} is #{shown(value)}: allowed is a number of seconds above 0")
       end
 
+      # Without what led to it, which is shown with an error and may repeat what was given.
       def complain(text)
-        raise ConfigurationError, "redis_options: #{text}"
+        raise ConfigurationError, "redis_options: #{text}", cause: nil
       end
     end
   end

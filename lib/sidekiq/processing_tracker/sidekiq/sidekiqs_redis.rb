@@ -10,6 +10,17 @@ module Sidekiq
       WAY_OUT = "set redis_options to the same server and database"
 
       class << self
+        # As Sidekiq.redis. But what a client says of a URL that it cannot read quotes a part of that, which may be the password.
+        #
+        # @yieldparam conn [Object] what `Sidekiq.redis` yields
+        # @return [Object] what the block returns
+        # @raise [ConfigurationError] when Sidekiq's client can make nothing of its settings
+        def connection(&block)
+          ::Sidekiq.redis(&block)
+        rescue ArgumentError, URI::Error => error
+          refuse("they cannot be read (#{error.class}, whose message may quote a password): special characters in user name and password are percent-encoded")
+        end
+
         # redis-rb keeps a Hash of options behind its inner client, redis-client a config object. redis-rb also
         # answers `config`, which is a Redis command there, so the inner client is looked for first.
         #
@@ -114,7 +125,7 @@ module Sidekiq
         end
 
         def refuse(reason)
-          raise ConfigurationError, "Sidekiq's Redis settings: #{reason}"
+          raise ConfigurationError, "Sidekiq's Redis settings: #{reason}", cause: nil
         end
       end
     end
