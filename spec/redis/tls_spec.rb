@@ -108,8 +108,8 @@ RSpec.describe "Redis by TLS" do
     gate.open
     eventually("the end of the job") { heir.done == [jid] }
     expect(victim.log).not_to match(/verified/)
+    expect(heir.stop).to be_success
     expect(heir.log.scan(/connects to Redis \(rediss:\S+\), but its certificate is not verified/).size).to eq(1)
     expect(heir.log).to match(/recovered job/)
-    expect(heir.stop).to be_success
   end
 end
