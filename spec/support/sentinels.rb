@@ -19,7 +19,7 @@ class Sentinels
     @second = RedisServer.new(tcp: true, replicaof: "127.0.0.1 #{first.port}", "repl-diskless-sync-delay": 0, **secrets).log_in(password: PASSWORD)
     @sentinel = RedisServer.new(tcp: true, sentinel: {
       "monitor" => "#{NAME} 127.0.0.1 #{first.port} 1", "auth-pass" => "#{NAME} #{PASSWORD}",
-      "down-after-milliseconds" => "#{NAME} 500", "failover-timeout" => "#{NAME} 3000"
+      "down-after-milliseconds" => "#{NAME} 2000", "failover-timeout" => "#{NAME} 3000"
     }, requirepass: SENTINEL_PASSWORD).log_in(password: SENTINEL_PASSWORD)
     Eventually.eventually("the sentinel knows the replica") { sentinel.call("SENTINEL", "MASTER", NAME)["num-slaves"] == "1" }
     Eventually.eventually("the replica follows") { second.call("INFO", "replication").include?("master_link_status:up") }
