@@ -4,6 +4,8 @@ module Bench
   # One way to fetch jobs.
   class Contender
     LIB = File.expand_path("../../lib", __dir__)
+    # Another checkout of this gem, built, to be compared with this one.
+    OTHER = ENV["BENCH_OTHER"] && File.expand_path("lib", ENV["BENCH_OTHER"])
 
     # Asks the gem itself, in a process of its own.
     PROBE = <<~RUBY
@@ -41,7 +43,7 @@ module Bench
     attr_reader :share
 
     # @param needs [Array<String>, nil] setters that this gem must have; nil where the gem is not used at all
-    def initialize(key, name, file: key, bundle: OWN, records: nil, baseline: :stock, share: 1.0, needs: nil)
+    def initialize(key, name, file: key, bundle: OWN, records: nil, baseline: :stock, share: 1.0, needs: nil, lib: LIB)
       @key = key
       @name = name
       @file = file
@@ -50,16 +52,21 @@ module Bench
       @baseline = baseline
       @share = share
       @needs = needs
+      @lib = lib
     end
 
     # @return [String] the name of its file in bench/app/contenders
     def file = @file.to_s
 
+    # @return [String, nil] the folder from which it loads this gem
+    attr_reader :lib
+
     # @return [String, nil] why it cannot run here
     def missing
       return @missing if defined?(@missing)
 
-      @missing = if !bundle.ready? then "its gems cannot be installed here"
+      @missing = if lib.nil? then "BENCH_OTHER does not say where it is"
+      elsif !bundle.ready? then "its gems cannot be installed here"
       elsif !probe then "this gem is not built here, or does not have it"
       end
     end
@@ -69,7 +76,7 @@ module Bench
     def probe
       return true unless @needs
 
-      system(bundle.environment, Gem.ruby, "-rbundler/setup", "-I", LIB, "-e", PROBE, *@needs, out: File::NULL, err: File::NULL)
+      system(bundle.environment, Gem.ruby, "-rbundler/setup", "-I", lib, "-e", PROBE, *@needs, out: File::NULL, err: File::NULL)
     end
 
     OWN = Bundle.new
@@ -82,6 +89,7 @@ module Bench
       new(:stock, "stock Sidekiq"),
       new(:native, "this gem, native fetch", records: OURS, needs: ["fetch="]),
       new(:middleware, "this gem, middleware mode", records: OURS, share: 0.5, needs: []),
+      new(:other, "another build of this gem, native fetch", file: :native, records: OURS, needs: ["fetch="], lib: OTHER),
       new(:lmove, "LMOVE/LREM fetch in Ruby", records: "bench:working:*", share: 0.7),
       new(:ruby, "tracking middleware in Ruby", records: "sidekiq_processing:jobs:*", share: 0.4),
       new(:stock_6, "stock Sidekiq 6.5", file: :stock, bundle: SIX, baseline: :stock_6),

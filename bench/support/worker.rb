@@ -3,7 +3,6 @@
 module Bench
   # A `sidekiq` process of a contender.
   class Worker
-    LIB = Contender::LIB
     APP = File.expand_path("../app", __dir__)
 
     # @return [OwnProcess]
@@ -29,7 +28,7 @@ module Bench
                   "BENCH_MARKS" => marks_file, "BENCH_MARK_EVERY" => every.to_s, "PROCESSING_NS" => nil, "PROCESSING_TRACK" => nil,
                   "PROCESSING_FETCH" => nil, "BENCH_GATE" => gate, "RAILS_ENV" => nil, "RACK_ENV" => nil,
                   "DYNO" => nil}.merge(env)
-      @process = OwnProcess.new(Gem.ruby, "-rbundler/setup", "-I", LIB, File.join(APP, "sidekiq.rb"), "-r", File.join(APP, app),
+      @process = OwnProcess.new(Gem.ruby, "-rbundler/setup", "-I", contender.lib, File.join(APP, "sidekiq.rb"), "-r", File.join(APP, app),
         "-e", "production", "-c", threads.to_s, "-t", timeout.to_s, *queues.flat_map { |queue| ["-q", queue] },
         log: File.join(folder, "sidekiq.log"), env: settings.merge(contender.bundle.environment), chdir: folder)
     end

@@ -75,10 +75,6 @@ fn distinct(mut queues: Vec<Arc<[u8]>>) -> Vec<Arc<[u8]>> {
 
 /// How long a job may lie ready without a thread that waits for it. Threads look away between two waits, for moments only.
 const GRACE: Duration = Duration::from_millis(20);
-/// Longer pauses between two takes say nothing about the pace of work.
-const LONGEST_PAUSE: Duration = Duration::from_millis(10);
-/// How much earlier a claim goes than it would have to if all took as long as it usually does.
-const HASTE: f64 = 1.5;
 
 /// The threads that wait, and the jobs that are claimed for them.
 ///
@@ -100,9 +96,6 @@ pub struct Crew {
     quiet: bool,
     /// Its threads do not wait any more.
     pub dismissed: bool,
-    /// How long it has been from one take to the next, of late; and the last one.
-    pause: Duration,
-    taken_at: Option<Instant>,
     /// Since when there are more ready jobs than threads that wait.
     surplus: Option<Instant>,
 }
@@ -119,8 +112,6 @@ impl Crew {
             dry: false,
             quiet: false,
             dismissed: false,
-            pause: LONGEST_PAUSE,
-            taken_at: None,
             surplus: None,
         }
     }
@@ -134,13 +125,12 @@ impl Crew {
         self.waiting.len().saturating_sub(self.ready.len() + self.claimed)
     }
 
-    /// Whether a claim should go at once, not only with the next turn: the ready jobs will come to an end before a turn that
-    /// is sent now is answered, if that takes as long as turns do. A claim that goes later is for more jobs, and costs Redis less for
-    /// each.
+    /// Whether a claim should go now. A claim that waited for more threads would cost Redis less for each job, but the
+    /// native threads and Redis would go to sleep meanwhile, and to wake them takes longer, on all sides, than the call: jobs
+    /// run out before the next ones come.
     #[must_use]
-    pub fn is_hungry(&self, turn: Duration) -> bool {
-        let taken_meanwhile = turn.as_secs_f64() * HASTE / self.pause.as_secs_f64().max(1e-6);
-        !self.dry && self.wanted() > 0 && self.ready.len() as f64 <= taken_meanwhile
+    pub fn is_hungry(&self) -> bool {
+        !self.dry && self.wanted() > 0
     }
 
     /// Whether threads wait for something to come into queues that were found empty.
@@ -174,11 +164,6 @@ impl Crew {
     /// Takes a job.
     pub fn take(&mut self, now: Instant) -> Option<Handle> {
         let job = self.ready.pop_front()?;
-        let pause = self
-            .taken_at
-            .map_or(LONGEST_PAUSE, |last| now.saturating_duration_since(last));
-        self.pause = (self.pause * 7 + pause.min(LONGEST_PAUSE)) / 8;
-        self.taken_at = Some(now);
         self.wake();
         self.weigh(now);
         Some(job)

@@ -102,8 +102,6 @@ pub struct Registry {
     counted: bool,
     /// The counters to clear with the next turn.
     counters: Vec<String>,
-    /// How long a turn takes, of late.
-    turn_takes: Duration,
     /// The largest payload of late, in bytes.
     largest: usize,
     /// Records of jobs whose threads have gone without an ack: when each is to be settled, and whether it has waited for that.
@@ -285,7 +283,7 @@ impl Registry {
     /// Whether threads wait for jobs that should be claimed at once.
     #[must_use]
     pub fn is_hungry(&self) -> bool {
-        self.crews.iter().any(|crew| crew.is_hungry(self.turn_takes))
+        self.crews.iter().any(Crew::is_hungry)
     }
 
     /// The crews whose threads wait for something to come into empty queues.
@@ -623,11 +621,6 @@ impl Registry {
             crew.weigh(now);
         }
         Calls(calls)
-    }
-
-    /// A turn has taken so long to be answered.
-    pub fn turn_took(&mut self, time: Duration) {
-        self.turn_takes = (self.turn_takes * 7 + time) / 8;
     }
 
     /// The outstanding turn is done.

@@ -471,6 +471,47 @@ impl Bench {
 }
 
 #[test]
+fn orphans_of_several_queues_each_go_back_in_their_order_and_a_stuck_queue_holds_up_its_own_alone() {
+    let mut bench = Bench::start();
+    let names = ["a1", "a2", "b1", "stuck1", "stuck2", "b2", "a3"];
+    let payloads: Vec<Vec<u8>> = names.map(job).into();
+    bench.register("dead", &[("track", "marked"), ("fetch", "native")]);
+    let queue_of = |name: &str| name.trim_end_matches(char::is_numeric).as_bytes().to_vec();
+    let records = names
+        .iter()
+        .zip(&payloads)
+        .map(|(name, payload)| (queue_of(name), payload[..].into()));
+    let turn = Turn {
+        records: records.collect(),
+        ..Turn::default()
+    };
+    let tokens = bench.turn("dead", turn);
+    bench.pass(PACE.ttl + PACE.step);
+    scripts::reap(&mut bench.link, &bench.keys, PACE, b"dead", "reaper", HOLD, None).unwrap();
+    let () = bench.connection.set("queue:stuck", "no list").unwrap();
+    let orphans: Vec<Orphan> = tokens
+        .iter()
+        .zip(&payloads)
+        .map(|(token, payload)| orphan(token, payload, Decision::Requeue, 0))
+        .collect();
+    let done = Outcome::Ended(End::Requeued);
+    let stuck = Outcome::Stuck;
+    assert_eq!(
+        bench.call("piece", false, &orphans).unwrap(),
+        [done, done, done, stuck, stuck, done, done]
+    );
+    // The last one comes first: each was pushed to the end that Sidekiq takes from.
+    assert_eq!(queue(&bench.server, "a"), ["a3", "a2", "a1"].map(job));
+    assert_eq!(queue(&bench.server, "b"), ["b2", "b1"].map(job));
+    assert_eq!(
+        ["a1", "b2", "stuck1"].map(|name| bench.count(name)),
+        [Some(1), Some(1), None]
+    );
+    let left: BTreeSet<Vec<u8>> = bench.connection.hvals(bench.keys.inflight("dead")).unwrap();
+    assert_eq!(left, ["stuck1", "stuck2"].map(job).into());
+}
+
+#[test]
 fn a_call_that_is_sent_again_does_nothing_and_tells_what_it_did() {
     let mut bench = Bench::start();
     let payloads: Vec<Vec<u8>> = ["back", "last", "dead", "gone", "beaten", "elsewhere", "again"]

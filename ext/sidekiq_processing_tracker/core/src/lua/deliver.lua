@@ -23,7 +23,7 @@ local function deliver(payload, score, lock)
       return 'superseded'
     end
   end
-  if not push(key, queues, queue, payload, where == 'requeue_last') then return 'stuck' end
+  if not push(key, queues, queue, {payload}, where == 'requeue_last') then return 'stuck' end
   if lock.kind == 'taken' then pcall(take_again, lock.queueing, lock.runtime, lock.jid, lock.ttl, seconds) end
   return 'done'
 end

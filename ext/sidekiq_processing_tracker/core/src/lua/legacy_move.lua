@@ -56,7 +56,7 @@ local function move(decision, payload, queue_key, queue, entry, lock)
       local ok, held = pcall(is_held_by_others, lock.queueing, lock.jid, lock.limit)
       if ok and held then return 'superseded' end
     end
-    return push(queue_key, queues, queue, payload) and 'requeued' or 'stuck'
+    return push(queue_key, queues, queue, {payload}) and 'requeued' or 'stuck'
   elseif decision == 'dead' then
     return type(redis.pcall('ZADD', dead, seconds, entry)) == 'number' and 'dead' or 'stuck'
   end

@@ -67,9 +67,10 @@ local function settle_lock(lock, ended)
 end
 
 -- Answers how the orphan ended, or nil where it is stuck.
-local function move(token, decision, key, queue, entry, lock)
+local function move(job)
+  local token, decision, lock = job.token, job.decision, job.lock
   if decision == 'dead' then
-    local added = redis.pcall('ZADD', dead, seconds, entry)
+    local added = redis.pcall('ZADD', dead, seconds, job.entry)
     if type(added) == 'table' then return nil end
     redis.call('HDEL', inflight, token)
     return 'dead'
@@ -84,57 +85,92 @@ local function move(token, decision, key, queue, entry, lock)
       return 'superseded'
     end
   end
-  return give_back(inflight, token, key, queues, queue, decision == 'requeue_last') and 'requeued' or nil
+  return give_back(inflight, token, job.key, queues, job.queue, decision == 'requeue_last') and 'requeued' or nil
 end
 
 local outcomes, moved, letters, totals, before = {}, {}, {}, {}, nil
-local unsettled, suspects_left = 0, false
+local unsettled, suspects_left, is_counted = 0, false, false
+local function count_up(job)
+  if not is_counted then redis.call('SET', counted, 1, 'PX', window) end
+  is_counted = true
+  redis.call('SET', job.counter, string.format('%.0f', job.count + 1), 'PX', window)
+end
+
+local function note(job, outcome, ended)
+  letters[job.number] = ended and ends[ended] or '-'
+  outcomes[2 * job.number - 1], outcomes[2 * job.number] = outcome, job.count
+end
+
+-- What follows from the end of an orphan, nil for one that is stuck.
+local function finish(job, ended)
+  note(job, ended or 'stuck', ended)
+  if not ended then return end
+  local did = settle_lock(job.lock, ended)
+  if did == 'unsettled' then unsettled = unsettled + 1 end
+  if ended ~= 'requeued' then
+    redis.call('DEL', job.counter)
+  elseif job.expected then
+    count_up(job)
+  end
+  if ended == 'requeued' and job.decision == 'requeue_last' then suspects_left = true end
+  totals[ended] = (totals[ended] or 0) + 1
+  local at = #moved
+  moved[at + 1], moved[at + 2], moved[at + 3], moved[at + 4] = 'jid', job.jid, 'class', job.class
+  moved[at + 5], moved[at + 6], moved[at + 7], moved[at + 8] = 'queue', job.queue, 'outcome', ended
+  moved[at + 9], moved[at + 10] = 'reason', ended == 'superseded' and '' or job.reason
+  moved[at + 11], moved[at + 12] = 'recoveries', job.expected and string.format('%.0f', job.count + 1) or '0'
+  moved[at + 13], moved[at + 14] = 'lock', did
+end
+
+-- Most orphans just go back. Those of one queue that follow each other do so together, and are no longer in flight before
+-- anything else is done.
+local batch, counters = {}, {}
+local function flush()
+  local first = batch[1]
+  if not first then return end
+  local tokens, payloads = {}, {}
+  for i, job in ipairs(batch) do tokens[i], payloads[i] = job.token, job.payload end
+  local pushed = push(first.key, queues, first.queue, payloads)
+  if pushed then redis.call('HDEL', inflight, unpack(tokens)) end
+  for _, job in ipairs(batch) do finish(job, pushed and 'requeued' or nil) end
+  batch, counters = {}, {}
+end
+
 for i = 17, #ARGV, 14 do
-  local token, decision, expected, counter = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), KEYS[tonumber(ARGV[i + 3])]
-  local key, queue, jid, class = KEYS[tonumber(ARGV[i + 4])], ARGV[i + 5], ARGV[i + 6], ARGV[i + 7]
-  local reason, entry, lock = ARGV[i + 8], ARGV[i + 9], {kind = ARGV[i + 10]}
+  local job = {
+    number = (i - 17) / 14 + 1, token = ARGV[i], decision = ARGV[i + 1], expected = tonumber(ARGV[i + 2]),
+    counter = KEYS[tonumber(ARGV[i + 3])], key = KEYS[tonumber(ARGV[i + 4])], queue = ARGV[i + 5], jid = ARGV[i + 6],
+    class = ARGV[i + 7], reason = ARGV[i + 8], entry = ARGV[i + 9], lock = {kind = ARGV[i + 10]}
+  }
+  local lock = job.lock
   if lock.kind ~= '' then
     local first = tonumber(ARGV[i + 11])
-    lock.queueing, lock.runtime, lock.jid = lock_at(first), lock_at(first + 5), jid
+    lock.queueing, lock.runtime, lock.jid = lock_at(first), lock_at(first + 5), job.jid
     lock.limit, lock.ttl = tonumber(ARGV[i + 12]), tonumber(ARGV[i + 13])
   end
+  local plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held')
+  -- Another orphan of the same job changes its count.
+  if not plain or counters[job.counter] or (batch[1] and batch[1].key ~= job.key) then flush() end
 
-  local outcome, count, ended = 'gone', expected or 0, nil
-  if redis.call('HEXISTS', inflight, token) == 1 then
-    if expected then count = orphaned_before(counter) end
-    if expected and count ~= expected then
-      outcome = 'again'
+  job.count = job.expected or 0
+  if plain then job.payload = redis.call('HGET', inflight, job.token) end
+  if job.payload or (not plain and redis.call('HEXISTS', inflight, job.token) == 1) then
+    if job.expected then job.count = orphaned_before(job.counter) end
+    if job.expected and job.count ~= job.expected then
+      note(job, 'again')
+    elseif plain then
+      batch[#batch + 1] = job
+      counters[job.counter] = true
     else
-      ended = move(token, decision, key, queue, entry, lock)
-      outcome = ended or 'stuck'
+      finish(job, move(job))
     end
   else
     before = before or outcomes_before()
-    local letter = letters_of[string.sub(before, #letters + 1, #letters + 1)]
-    if letter then outcome = letter .. '_before' end
+    local letter = letters_of[string.sub(before, job.number, job.number)]
+    note(job, letter and letter .. '_before' or 'gone')
   end
-
-  if ended then
-    local did = settle_lock(lock, ended)
-    if did == 'unsettled' then unsettled = unsettled + 1 end
-    if ended ~= 'requeued' then
-      redis.call('DEL', counter)
-    elseif expected then
-      redis.call('SET', counter, string.format('%.0f', count + 1), 'PX', window)
-      redis.call('SET', counted, 1, 'PX', window)
-    end
-    if ended == 'requeued' and decision == 'requeue_last' then suspects_left = true end
-    totals[ended] = (totals[ended] or 0) + 1
-    local said = ended == 'superseded' and '' or reason
-    for _, text in ipairs({'jid', jid, 'class', class, 'queue', queue, 'outcome', ended, 'reason', said, 'recoveries',
-      expected and string.format('%.0f', count + 1) or '0', 'lock', did}) do
-      moved[#moved + 1] = text
-    end
-  end
-  letters[#letters + 1] = ended and ends[ended] or '-'
-  outcomes[#outcomes + 1] = outcome
-  outcomes[#outcomes + 1] = count
 end
+flush()
 
 local trimmed = totals.dead and trim_dead_set(dead, server, dead_timeout, dead_max_jobs) or 0
 

@@ -1,7 +1,7 @@
--- Puts a payload back at the end of its queue that Sidekiq takes from, or with `last` at the other one. False where the
+-- Puts payloads back at the end of their queue that Sidekiq takes from, or with `last` at the other one. False where the
 -- queue's key holds something else.
-local function push(queue_key, queues, queue, payload, last)
-  local pushed = redis.pcall(last and 'LPUSH' or 'RPUSH', queue_key, payload)
+local function push(queue_key, queues, queue, payloads, last)
+  local pushed = redis.pcall(last and 'LPUSH' or 'RPUSH', queue_key, unpack(payloads))
   if type(pushed) == 'table' and pushed.err then return false end
   redis.pcall('SADD', queues, queue)
   return true
@@ -11,7 +11,7 @@ end
 local function give_back(inflight, token, queue_key, queues, queue, last)
   local payload = redis.call('HGET', inflight, token)
   if not payload then return true end
-  if not push(queue_key, queues, queue, payload, last) then return false end
+  if not push(queue_key, queues, queue, {payload}, last) then return false end
   redis.call('HDEL', inflight, token)
   return true
 end

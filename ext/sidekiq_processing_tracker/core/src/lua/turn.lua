@@ -77,7 +77,7 @@ for i = 1, requeues do
   if again then
     ok = token == '' or redis.call('HEXISTS', inflight, token) == 0
   elseif token == '' then
-    ok = push(key, queues, queue, payload)
+    ok = push(key, queues, queue, {payload})
     if not ok then unpushed[#unpushed + 1] = {queue, payload} end
   else
     ok = give_back(inflight, token, key, queues, queue)
@@ -170,10 +170,15 @@ local function pop(at, most)
   return got
 end
 
--- The same for several queues in this order. Where the first is empty, Redis 7 and later finds the next that is not in one call.
-local function pop_all(order, most)
-  local got = pop(order[1], most)
-  if got < most and #order > 2 and redis.REDIS_VERSION_NUM then
+-- The same for several queues in this order, which is read no further than it is needed. Where the first is empty, Redis 7
+-- and later finds the next that is not in one call.
+local function pop_all(indexes, most)
+  local first = string.match(indexes, '^%d+')
+  local got = first and pop(tonumber(first), most) or most
+  if got >= most then return end
+  local order = {}
+  for at in string.gmatch(indexes, '%d+') do order[#order + 1] = tonumber(at) end
+  if #order > 2 and redis.REDIS_VERSION_NUM then
     local keys, count = {}, #order - 1
     for i = 1, count do keys[i] = KEYS[order[i + 1]] end
     while got < most and bytes < most_bytes do
@@ -202,9 +207,7 @@ for _ = 1, claims do
   local first, base = position + 1, index
   position = position + orders
   if orders == 1 then
-    local order = {}
-    for at in string.gmatch(ARGV[first], '%d+') do order[#order + 1] = tonumber(at) end
-    if order[1] then pop_all(order, threads) end
+    pop_all(ARGV[first], threads)
   elseif orders > 0 then
     local got = pop(tonumber(string.match(ARGV[first], '^%d+')), threads)
     for i = first + got, position do

@@ -58,8 +58,6 @@ pub struct Config {
     pub breaks: u8,
     /// Times that the listening connection breaks.
     pub deaf: u8,
-    /// Whether a claim goes as soon as a thread waits for which there is no job. Else only when no job is ready any more.
-    pub hasty: bool,
     /// What is wrong.
     pub mutation: Mutation,
 }
@@ -75,7 +73,6 @@ impl Config {
         deaths: 0,
         breaks: 0,
         deaf: 0,
-        hasty: false,
         mutation: Mutation::None,
     };
 }
@@ -254,8 +251,8 @@ impl Waiting {
         }
     }
 
-    fn is_hungry(&self, crew: &Crew) -> bool {
-        !crew.dry && crew.wanted() > 0 && (self.config.hasty || crew.ready() == 0)
+    fn is_hungry(crew: &Crew) -> bool {
+        !crew.dry && crew.wanted() > 0
     }
 
     fn nudge_for(&self, state: &mut State, crew: usize, was_idle: bool) {
@@ -264,7 +261,7 @@ impl Waiting {
             Mutation::NoNudge => false,
             _ => !was_idle && state.crews[crew].is_idle(),
         };
-        if idle || state.crews.iter().any(|crew| self.is_hungry(crew)) {
+        if idle || state.crews.iter().any(Self::is_hungry) {
             Self::nudge(state);
         }
     }
@@ -299,7 +296,7 @@ impl Waiting {
             state.watched = 0;
             self.hope(state);
         }
-        let hungry = state.crews.iter().any(|crew| self.is_hungry(crew));
+        let hungry = state.crews.iter().any(Self::is_hungry);
         if hungry || state.acks || state.back != [0; QUEUES] {
             state.outstanding = true;
             state.acks = false;
@@ -536,7 +533,7 @@ impl Protocol for Waiting {
                 let took = of.threads[thread] == Thread::Busy;
                 if took && !self.is(Mutation::FirstOnly) {
                     self.nudge_for(state, crew, was_idle);
-                } else if took && state.crews.iter().any(|crew| self.is_hungry(crew)) {
+                } else if took && state.crews.iter().any(Self::is_hungry) {
                     Self::nudge(state);
                 }
             }
