@@ -18,10 +18,11 @@ module Sidekiq
         # @param passwords [Passwords] who answers for passwords that may change
         # @param info [Hash{String => String}] what people may want to know of this process
         # @param native [Boolean] whether the engine fetches jobs
+        # @param server [Boolean] whether this is a process that runs jobs, in which all of `configure_server` has been run
         # @return [Hash{Symbol => Object}] settings for {Native::Engine.start} and {Native::Orphans.start}
         # @raise [ConfigurationError] when an option cannot be used, or this Redis cannot
-        def build(config, places:, passwords:, info: {}, native: false)
-          dead_set = DeadSetLimits.to_native
+        def build(config, places:, passwords:, info: {}, native: false, server: true)
+          dead_set = DeadSetLimits.to_native(known: server)
           examine_all(places, config.namespace)
           {
             namespace: config.namespace,

@@ -30,6 +30,7 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       "redis://default:pw@host" => {username: nil, password: "pw"},
       "unix:///run/redis.sock" => {host: nil, port: nil, path: "/run/redis.sock", db: 0},
       "unix:///run/redis.sock?db=5" => {path: "/run/redis.sock", db: 5},
+      "unix:///run/redis@1.sock" => {path: "/run/redis@1.sock"},
       "/run/redis.sock" => {path: "/run/redis.sock", db: 0},
       {url: "redis://host/1", db: 7} => {host: "host", db: 7},
       {"url" => "redis://host/1", "port" => "7001"} => {host: "host", port: 7001, db: 1},
@@ -83,6 +84,20 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       "redis://:sec ret@host" => /url cannot be read \(not shown\)/,
       "redis://:secret@ho st" => /url cannot be read/,
       "redis://host:port" => /url cannot be read/,
+      "redis://se/cret@host:6379/0" => /url cannot be read \(not shown\)/,
+      "redis://:123/secret@host/0" => /url cannot be read/,
+      "redis://:123?secret@host/0" => /url cannot be read/,
+      "redis://:123#secret@host/0" => /url cannot be read/,
+      "redis:secret@host" => /url cannot be read/,
+      "unix://sec/secret@/run/redis.sock" => /url cannot be read/,
+      {host: "redis://:secret@h"} => /host is \(not shown\): allowed is a name or an address, without \/ and @; a URL belongs into url/,
+      {host: URI("redis://:secret@h")} => /host is \(not shown\)/,
+      {path: "redis://:secret@h"} => /path is \(not shown\)/,
+      {host: "host", port: "secret@h"} => /port is \(not shown\): allowed is a number/,
+      {host: "host", db: "secret@h:6379/0"} => /db is \(not shown\): allowed is a number/,
+      {host: "host", timeout: "redis://:secret@h"} => /timeout is \(not shown\)/,
+      {sentinels: [{host: "redis://:secret@s"}], name: "main"} => /sentinels: host is \(not shown\)/,
+      {sentinels: [{host: "s"}], name: "redis://:secret@main"} => /the name of the master is \(not shown\)/,
       "redis://host:99999" => /port is 99999: allowed is a number from 1 to 65535/,
       "redis://host/abc" => /db is "abc": allowed is a number, 0 or more/,
       {url: 5} => /url is a Integer: allowed is a String/,
@@ -133,6 +148,11 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       settings = described_class.from_options("redis://user:secret@host:7000/1")
       expect(settings.inspect).to eq("#<Sidekiq::ProcessingTracker::RedisSettings redis://host:7000/1 with password>")
       expect(settings.to_s).to eq(settings.inspect)
+    end
+
+    it "shows no option before they are read" do
+      options = Sidekiq::ProcessingTracker::RedisOptions.new({url: "redis://user:secret@host", password: "secret"})
+      expect([options.inspect, options.to_s]).to all(eq("#<Sidekiq::ProcessingTracker::RedisOptions>"))
     end
   end
 
@@ -194,6 +214,12 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
         }}}
       RUBY
       expect(from_sidekiq(code)[:tls]).to include("cert" => /BEGIN CERTIFICATE/, "key" => /BEGIN PRIVATE KEY/)
+    end
+
+    it "refuses a URL in the place of a host, and does not show it" do
+      refused = from_sidekiq('{host: "redis://:secret@h"}')
+      expect(refused).to match(["Sidekiq::ProcessingTracker::ConfigurationError", /a host, .* has a \/ or @ in it/])
+      expect(refused.last).not_to include("secret")
     end
 
     it "refuses by name what the native library cannot do, and names the way out" do

@@ -31,6 +31,7 @@ module Sidekiq
 
         def of_redis_rb(options)
           more = options[:sentinels] ? redis_rb_sentinels(options) : options.slice(:host, :port)
+          refuse_urls(more)
           RedisSettings.new(**options.slice(:path, :db, :username, :password, :connect_timeout, :read_timeout), **more,
             tls: redis_rb_tls(options))
         end
@@ -56,6 +57,7 @@ module Sidekiq
           refuse(NO_CLUSTER) unless config.respond_to?(:sentinel?)
           refuse_middlewares(config)
           more = config.sentinel? ? redis_client_sentinels(config) : {host: config.host, port: config.port, path: config.path}
+          refuse_urls(more)
           RedisSettings.new(**more, db: config.db, username: config.username, password: redis_client_password(config),
             tls: redis_client_tls(config), connect_timeout: config.connect_timeout, read_timeout: config.read_timeout)
         end
@@ -90,6 +92,13 @@ module Sidekiq
           own = config.middlewares_stack.ancestors - ::RedisClient::Middlewares.ancestors - [config.middlewares_stack]
           own.reject! { |middleware| middleware.name.to_s.start_with?("RedisClient::") }
           refuse("middleware of redis-client (#{own.join(", ")}) may change what is sent, and the native library cannot run it: #{WAY_OUT}") if own.any?
+        end
+
+        # A URL in the place of a name leads nowhere, and would be shown with its password.
+        def refuse_urls(address)
+          [address[:host], address[:master], *address[:sentinels]&.map(&:host)].each do |name|
+            refuse("a host, or the name of the master, has a / or @ in it, as URLs have: a URL belongs into url") unless RedisOptions.name?(name)
+          end
         end
 
         def refuse_replicas(role)
