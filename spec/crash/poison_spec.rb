@@ -116,7 +116,7 @@ RSpec.describe "poison pills" do
     Queues.push(redis, payload)
     SidekiqProcess.new(redis, app: app, env: env).up.runs(jid).kill
     runner = SidekiqProcess.new(redis, app: app, env: env).up.runs(jid)
-    expect(runner.log).to match(/recovered job: jid=#{jid} .*outcome=requeued recoveries=100$/)
+    runner.wait_for_log(/recovered job: jid=#{jid} .*outcome=requeued recoveries=100$/)
     expect(Queues.in_flight(redis)).to eq(runner.identity => [payload])
     expect(dead).to be_empty
     gate.open

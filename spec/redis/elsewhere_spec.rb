@@ -31,8 +31,29 @@ RSpec.describe "redis_options that lead to another Redis" do
     expect(left).to match_array(rest)
   end
 
+  it "is not taken for another one when Redis forgets the key by which they are compared, as a failover may" do
+    # The password is asked before each login, so between the write and the read.
+    places = lambda do |forgotten|
+      output, = RubyProcess.run_ruby(<<~RUBY, env: {"REDIS_URL" => redis.url})
+        left = #{forgotten}
+        forget = lambda do |*|
+          (left -= 1) >= 0 && Sidekiq.redis { |conn| conn.del(*conn.keys("*:probe:*")) }
+          "password"
+        end
+        tracker = Sidekiq::ProcessingTracker
+        tracker.config.redis_options = {path: #{redis.socket.inspect}, password: forget}
+        p tracker::Settings.places(tracker.config).queues&.server
+      RUBY
+      output.lines.last
+    end
+    expect(places.call(2)).to eq("nil\n")
+    expect(places.call(3)).to include(redis.socket)
+  end
+
   it "leaves to Sidekiq's fetcher what still runs when its time is up" do
-    worker = sidekiq(timeout: 1).up
+    # Not below 3 s, as in spec/lifecycle/shutdown_spec.rb: an idle thread of stock Sidekiq, which waits for 2 s, pops what was just
+    # put back, and loses it.
+    worker = sidekiq(timeout: 3).up
     jid = push
     worker.runs(jid)
     expect(worker.stop).to be_success

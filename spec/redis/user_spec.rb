@@ -6,7 +6,7 @@ RSpec.describe "what Redis lets the tracker do" do
 
   # What docs/operations.md says a user of the tracker's own needs.
   def rules
-    docs = File.read(File.expand_path("../../docs/operations.md", __dir__))
+    docs = File.read(File.expand_path("../../docs/operations.md", __dir__), encoding: "UTF-8")
     docs[/^ACL SETUSER tracker (.*?)\n```/m, 1].gsub("\\\n", " ").split
   end
 

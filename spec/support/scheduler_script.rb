@@ -8,7 +8,7 @@ class SchedulerScript
     require "sidekiq/scheduled"
     Tracker = Sidekiq::ProcessingTracker
     CONFIG = Sidekiq.respond_to?(:default_configuration) ? Sidekiq.default_configuration : Sidekiq
-    ENTRIES = JSON.parse(File.read(ENV.fetch("ENTRIES")))
+    ENTRIES = JSON.parse(File.read(ENV.fetch("ENTRIES"), encoding: "UTF-8"))
     Sidekiq.logger.level = Logger::FATAL
 
     # What Sidekiq's error handlers are told.

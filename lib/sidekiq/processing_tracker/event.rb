@@ -41,7 +41,7 @@ module Sidekiq
       # @return [String] the queue that it was taken from
       attr_reader :queue
 
-      # @return [String] the identity that it was taken from
+      # @return [String] the identity that it was taken from; `outbox` where it was superseded on its way to another Redis
       attr_reader :from
 
       # @return [String] the identity that settled it; of a lost lease, who this process is now

@@ -11,6 +11,9 @@ module Sidekiq
       # How long the key lives by which two connections are compared, and how long its reader waits. Milliseconds.
       PROBE_TTL = 10_000
       PROBE_TIMEOUT = 3_000
+      # How often they are compared before they count as two servers: a failover may forget the key. Seconds between.
+      PROBES = 3
+      PROBE_PAUSE = 0.25
 
       class << self
         # @param config [Configuration]
@@ -48,15 +51,16 @@ module Sidekiq
         # Where the tracker's keys are, and where Sidekiq's queues, if that is another server or database.
         #
         # @param config [Configuration]
+        # @param probes [Integer] how often the two are compared before they count as two
         # @return [Places]
         # @raise [ConfigurationError] when an option cannot be used
         # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
-        def places(config)
+        def places(config, probes: PROBES)
           options = config.redis_options
           return Places.new(RedisSettings.from_sidekiq, nil) if options.nil?
 
           own = RedisSettings.from_options(options)
-          Places.new(own, same_database?(config, own) ? nil : RedisSettings.from_sidekiq)
+          Places.new(own, same_database?(config, own, probes) ? nil : RedisSettings.from_sidekiq)
         end
 
         # Where Sidekiq's queues are, and the locks of their jobs.
@@ -66,7 +70,8 @@ module Sidekiq
         # @raise [ConfigurationError] when an option cannot be used
         # @raise [ConnectionError] when `redis_options` leads to a Redis that cannot be asked
         def queues(config)
-          places = places(config)
+          # Once will do: should it be the same after all, Sidekiq's settings lead there too.
+          places = places(config, probes: 1)
           (places.queues || places.own).to_native
         end
 
@@ -101,8 +106,15 @@ module Sidekiq
         end
 
         # Addresses prove nothing (a name and its alias, a proxy, a socket): a key written by one and read by the
-        # other does.
-        def same_database?(config, own)
+        # other does. That it is not there proves less, so it is tried again.
+        def same_database?(config, own, probes)
+          probes.times.any? do |probes_before|
+            sleep(PROBE_PAUSE) if probes_before.positive?
+            finds_probe?(config, own)
+          end
+        end
+
+        def finds_probe?(config, own)
           key = Native.namespaced_key(config.namespace, "probe:#{SecureRandom.hex(16)}")
           value = SecureRandom.hex(16)
           write_through_sidekiq(key, value)

@@ -159,6 +159,8 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
 
   # In a process of its own each, since Sidekiq's settings are for good. None of these connects to anything.
   describe ".from_sidekiq" do
+    let(:redis_rb) { Sidekiq::VERSION < "7" }
+
     def from_sidekiq(configuration, env: {})
       setting = "Sidekiq.configure_client { |config| config.redis = #{configuration} }" if configuration
       # The quiet logger, since Sidekiq logs the options of each pool.
@@ -199,7 +201,9 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
     it "reads TLS and Sentinels" do
       expect(from_sidekiq('{url: "rediss://host", ssl_params: {ca_file: "/ca", verify_mode: OpenSSL::SSL::VERIFY_NONE}}'))
         .to include(host: "host", tls: {"ca_file" => "/ca", "ca_path" => nil, "cert" => nil, "key" => nil, "verify" => "none"})
-      sentinels = '{url: "redis://:pw@main/3", name: "main", sentinels: [{host: "one", port: 1}, {host: "two"}], sentinel_password: "spw"}'
+      # redis-rb has the password with each sentinel.
+      nodes = redis_rb ? '[{host: "one", port: 1, password: "spw"}, {host: "two", password: "spw"}]' : '[{host: "one", port: 1}, {host: "two"}], sentinel_password: "spw"'
+      sentinels = %({url: "redis://:pw@main/3", name: "main", sentinels: #{nodes}})
       read = from_sidekiq(sentinels)
       expect(read).to include(master: "main", db: 3, password: "pw", host: nil)
       expect(read[:sentinels].map { |sentinel| sentinel.slice("host", "port", "password") }).to match(
@@ -236,6 +240,10 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       refused = ["Sidekiq::ProcessingTracker::ConfigurationError", /\ASidekiq's Redis settings: .*redis_options/]
       expect(from_sidekiq('{url: "rediss://host", ssl_params: {cert_store: OpenSSL::X509::Store.new}}'))
         .to match(refused).and match([anything, /ssl_params: cert_store/])
+    end
+
+    it "refuses middleware of redis-client's, and takes its circuit breaker", if: Sidekiq::VERSION >= "7" do
+      refused = ["Sidekiq::ProcessingTracker::ConfigurationError", /\ASidekiq's Redis settings: .*redis_options/]
       expect(from_sidekiq('{url: "redis://host", middlewares: [Renames = Module.new]}')).to match(refused).and match([anything, /Renames/])
       expect(from_sidekiq('{url: "redis://host", circuit_breaker: {error_threshold: 3, error_timeout: 1}}')).to include(host: "host")
     end

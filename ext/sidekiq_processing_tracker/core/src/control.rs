@@ -2,7 +2,7 @@
 //!
 //! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
 
-use crate::courier::{Courier, Delivery};
+use crate::courier::{Courier, Delivery, News};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::host::{self, Neighbours, Process, Step};
@@ -367,7 +367,10 @@ impl Control {
     fn deliver(&mut self, by: &str, pace: Pace) {
         let (shared, began) = (self.shared.clone(), Instant::now());
         let Some(courier) = &mut self.courier else { return };
-        let tell = |about: &str, text| shared.warn_once(about, text);
+        let tell = |news| match news {
+            News::Warning { about, text } => shared.warn_once(&about, text),
+            News::Event(event) => shared.events.push(event),
+        };
         let outcome = courier.step(&mut self.link, &shared.keys, by, &shared.settings.policy, tell);
         self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
         match outcome {

@@ -5,15 +5,19 @@
 //! once more (docs/protocol.md, "Two Redises").
 
 use crate::dead_set;
+use crate::decision::End;
 use crate::error::{Error, Result};
+use crate::events::{Event, Settled};
 use crate::failpoint;
 use crate::keys::Keys;
 use crate::link::{Call, Link};
-use crate::payload;
+use crate::payload::{self, Facts};
+use crate::recovery::Report;
 use crate::scripts::{self, Answer};
 use crate::settings::Policy;
 use crate::target::Target;
 use redis::Value;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How many are delivered by one call.
@@ -36,6 +40,34 @@ enum Place {
     /// Those that go to the other end of their queue.
     Last(Vec<u8>),
     Dead,
+}
+
+/// Whom a job is from that was superseded at its delivery: who held it when it was orphaned is not known there.
+const FROM: &str = "outbox";
+
+/// What a person should know of a delivery.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// Something that lasts, and is not to be repeated: about what, and a text.
+    Warning { about: String, text: String },
+    /// Something that has happened.
+    Event(Event),
+}
+
+impl News {
+    fn warning(about: &str, text: String) -> Self {
+        Self::Warning {
+            about: about.to_owned(),
+            text,
+        }
+    }
+}
+
+/// A job that is delivered, or need not be.
+struct Delivered {
+    payload: Vec<u8>,
+    /// Others hold its lock. What else is known of it.
+    superseded: Option<Facts>,
 }
 
 /// How far a delivery is.
@@ -68,7 +100,7 @@ impl Courier {
         self.found = false;
     }
 
-    /// Delivers some more. Tells what a person should know: about what, and a text.
+    /// Delivers some more. Tells what a person should know.
     ///
     /// # Errors
     /// As for every script.
@@ -78,7 +110,7 @@ impl Courier {
         keys: &Keys,
         by: &str,
         policy: &Policy,
-        tell: impl FnMut(&str, String),
+        tell: impl FnMut(News),
     ) -> Result<Delivery> {
         let Some(place) = self.places.last().cloned() else {
             if std::mem::take(&mut self.found) {
@@ -91,7 +123,7 @@ impl Courier {
             self.found = !self.places.is_empty();
             return Ok(if self.found { Delivery::Found } else { Delivery::Done });
         };
-        if self.deliver(&place, here, keys, policy, tell)? {
+        if self.deliver(&place, here, keys, by, policy, tell)? {
             self.places.pop();
         }
         Ok(Delivery::More)
@@ -124,8 +156,9 @@ impl Courier {
         place: &Place,
         here: &mut Link,
         keys: &Keys,
+        by: &str,
         policy: &Policy,
-        mut tell: impl FnMut(&str, String),
+        mut tell: impl FnMut(News),
     ) -> Result<bool> {
         let waiting = place.read(here, keys)?;
         let (whereto, queue) = match place {
@@ -163,36 +196,29 @@ impl Courier {
             if let Some(warning) = dead_set::trimmed(trimmed) {
                 // Each time is another one, and named by what was added.
                 let jid = waiting.first().and_then(|(payload, _)| payload::read(payload).jid);
-                tell(&format!("the dead set, {jid:?}"), warning);
+                tell(News::warning(&format!("the dead set, {jid:?}"), warning));
             }
             if outcomes.len() != waiting.len() {
                 return Err(Error::protocol("deliver", "another number of outcomes than of jobs"));
             }
             for (outcome, (payload, _)) in outcomes.zip(waiting) {
+                let mut superseded = None;
                 match &scripts::bytes("deliver", outcome)?[..] {
                     b"stuck" => {
                         stuck = true;
                         let key = String::from_utf8_lossy(&[&b"queue:"[..], queue].concat()).into_owned();
                         let key = if *place == Place::Dead { "dead".to_owned() } else { key };
-                        tell(&key, format!("The key {key} of Sidekiq's Redis holds something else: what was recovered for it waits in the outbox"));
+                        tell(News::warning(&key, format!("The key {key} of Sidekiq's Redis holds something else: what was recovered for it waits in the outbox")));
                         continue;
                     }
-                    b"superseded" => {
-                        let jid = payload::read(&payload).jid.unwrap_or_default();
-                        tell(
-                            &jid,
-                            format!(
-                                "superseded job: jid={jid}: a queued duplicate holds its unique lock and runs instead"
-                            ),
-                        );
-                    }
+                    b"superseded" => superseded = Some(payload::read(&payload)),
                     _ => {}
                 }
-                delivered.push(payload);
+                delivered.push(Delivered { payload, superseded });
             }
         }
         let left = delivered.len() == usize::try_from(PIECE).unwrap_or(0);
-        place.remove(here, keys, &delivered)?;
+        place.remove(here, keys, by, delivered, tell)?;
         Ok(stuck || !left)
     }
 }
@@ -234,19 +260,63 @@ impl Place {
         Ok(waiting)
     }
 
-    fn remove(&self, here: &mut Link, keys: &Keys, delivered: &[Vec<u8>]) -> Result<()> {
-        let mut call = match self {
-            Self::Dead => Call::new([keys.dead()]),
-            Self::Queue(queue) | Self::Last(queue) => {
-                let mut call = Call::new([keys.queue(queue), keys.queue_last(queue), keys.queues()]);
-                call.arg(&queue[..])
-                    .arg(if matches!(self, Self::Last(_)) { "2" } else { "1" });
-                call
+    /// Takes out what is delivered, and tells of what was superseded: whoever takes it out does, so each is told of once.
+    fn remove(
+        &self,
+        here: &mut Link,
+        keys: &Keys,
+        by: &str,
+        delivered: Vec<Delivered>,
+        mut tell: impl FnMut(News),
+    ) -> Result<()> {
+        let (queue, list) = match self {
+            Self::Dead => {
+                let mut call = Call::new([keys.dead()]);
+                for entry in delivered {
+                    call.arg(entry.payload);
+                }
+                return here.run(&scripts::OUTBOX_REMOVE, &call).map(|_| ());
             }
+            Self::Queue(queue) => (queue, "1"),
+            Self::Last(queue) => (queue, "2"),
         };
-        for payload in delivered {
-            call.arg(&payload[..]);
+        let mut call = Call::new([keys.queue(queue), keys.queue_last(queue), keys.queues()]);
+        call.also(keys.stats().into_bytes()).also(keys.journal().into_bytes());
+        call.arg(by).arg(&queue[..]).arg(list);
+        for job in &delivered {
+            let facts = job.superseded.as_ref();
+            call.arg(&job.payload[..])
+                .arg(facts.map_or("", |_| End::Superseded.name()))
+                .arg(facts.and_then(|facts| facts.jid.as_deref()).unwrap_or_default())
+                .arg(facts.and_then(|facts| facts.class.as_deref()).unwrap_or_default());
         }
-        here.run(&scripts::OUTBOX_REMOVE, &call).map(|_| ())
+        let mut answer = Answer::to("outbox_remove", here.run(&scripts::OUTBOX_REMOVE, &call)?)?;
+        let report = Report {
+            unnoted: answer.text()? != "noted",
+            ..Report::default()
+        };
+        let at_ms = answer.number()?;
+        for job in delivered {
+            let was_there = answer.number()? == 1;
+            let Some(facts) = job.superseded.filter(|_| was_there) else {
+                continue;
+            };
+            tell(News::Event(Event::Settled(Settled {
+                end: End::Superseded,
+                reason: None,
+                jid: facts.jid,
+                class: facts.class,
+                queue: queue.clone(),
+                from: FROM.to_owned(),
+                by: by.to_owned(),
+                recoveries: 0,
+                at_ms,
+                payload: Some(Arc::from(job.payload)),
+            })));
+        }
+        if let Some(unnoted) = report.unnoted(keys) {
+            tell(News::warning("unnoted", unnoted));
+        }
+        Ok(())
     }
 }

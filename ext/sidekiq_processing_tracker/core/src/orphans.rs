@@ -1,6 +1,6 @@
 //! Recovery on demand, from any process: a console has no engine.
 
-use crate::courier::{Courier, Delivery};
+use crate::courier::{Courier, Delivery, News};
 use crate::decision::End;
 use crate::error::{Error, Result};
 use crate::events::{Event, Events};
@@ -179,9 +179,15 @@ impl Orphans<'_> {
 
     /// Answers whether nothing is left to deliver, but for what cannot be.
     fn deliver(&mut self) -> Result<bool> {
-        let (keys, events) = (&self.reaper.keys, self.events);
+        let (keys, events, recovered) = (&self.reaper.keys, self.events, &mut self.recovered);
         while let Some(courier) = &mut self.courier {
-            let tell = |_: &str, text| events.push(Event::Warning(text));
+            let tell = |news| match news {
+                News::Warning { text, .. } => events.push(Event::Warning(text)),
+                News::Event(event) => {
+                    recovered.count(&event);
+                    events.push(event);
+                }
+            };
             match courier.step(&mut self.link, keys, &self.reaper.by, &self.reaper.policy, tell) {
                 Ok(Delivery::Found | Delivery::More) if !self.cancel.is_done() => {}
                 Ok(delivery) => return Ok(delivery == Delivery::Done),

@@ -212,7 +212,7 @@ struct LockFields {
 
 impl LockFields {
     fn read(self) -> Option<Lock> {
-        let digest = self.digest.or(self.digest_of_6)?;
+        let digest = self.digest.filter(|digest| !digest.is_empty()).or(self.digest_of_6)?;
         let digest = digest.strip_suffix(":RUN").unwrap_or(&digest);
         if digest.is_empty() {
             return None;
@@ -238,10 +238,17 @@ fn text(raw: &RawValue) -> Option<String> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// A whole number, also of one with a fraction or in quotes, as Ruby's `to_i` reads it.
+/// A whole number, also of one with a fraction, an exponent or in quotes, as Ruby's `to_i` reads it.
 fn whole(raw: &RawValue) -> Option<u64> {
-    let digits = raw.get().trim_matches('"').split('.').next()?;
-    digits.parse().ok()
+    let text = raw.get();
+    if let Some(quoted) = text.strip_prefix('"') {
+        return quoted.split(|other: char| !other.is_ascii_digit()).next()?.parse().ok();
+    }
+    text.parse().ok().or_else(|| {
+        let number: f64 = text.parse().ok()?;
+        // What `u64` cannot hold is none.
+        format!("{:.0}", number.trunc()).parse().ok()
+    })
 }
 
 #[cfg(test)]
@@ -300,6 +307,11 @@ mod tests {
         assert_eq!(lock(r#""lock":"until_executed""#), None);
         assert_eq!(lock(r#""lock_digest":"""#), None);
         assert_eq!(lock(r#""lock_digest":"uniquejobs:1""#), Some(plain.clone()));
+        // As `clear_unique_jobs_lock` chooses.
+        assert_eq!(
+            lock(r#""lock_digest":"","unique_digest":"uniquejobs:1""#),
+            Some(plain.clone())
+        );
         assert_eq!(
             lock(r#""lock":"while_executing","lock_digest":"uniquejobs:1:RUN","lock_ttl":null,"lock_expiration":9"#),
             Some(plain.clone())
@@ -321,6 +333,28 @@ mod tests {
                 ..plain
             })
         );
+    }
+
+    #[test]
+    fn reads_whole_numbers_as_ruby_does() {
+        let limit = |value: &str| {
+            let payload = format!(r#"{{"lock_digest":"uniquejobs:1","lock_limit":{value}}}"#);
+            read(payload.as_bytes()).lock.unwrap().limit
+        };
+        for (value, is) in [
+            ("10", 10),
+            ("2.9", 2),
+            ("1e1", 10),
+            ("1.55E+1", 15),
+            ("150e-1", 15),
+            (r#""3""#, 3),
+            (r#""1e1""#, 1),
+            ("null", 1),
+            ("-2", 1),
+            (r#""many""#, 1),
+        ] {
+            assert_eq!(limit(value), is, "{value}");
+        }
     }
 
     #[test]

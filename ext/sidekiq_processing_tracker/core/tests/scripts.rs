@@ -293,6 +293,34 @@ fn refusal<T: std::fmt::Debug>(answer: Result<T>) -> String {
     }
 }
 
+// --- what cannot be worked with ---
+
+#[test]
+fn a_server_that_answers_as_a_cluster_does_cannot_be_used_whatever_it_says_of_itself() {
+    let mut bench = Bench::start();
+    let mut answer = |text: &str| {
+        let mut command = redis::cmd("EVAL");
+        command.arg("return redis.error_reply(ARGV[1])").arg(0).arg(text);
+        bench.link.command(&command).unwrap_err()
+    };
+    for text in [
+        "MOVED 3999 127.0.0.1:6381",
+        "ASK 3999 127.0.0.1:6381",
+        "CLUSTERDOWN The cluster is down",
+        "CROSSSLOT Keys in request don't hash to the same slot",
+    ] {
+        match answer(text) {
+            Error::Unfit(told) => assert!(told.contains("use a server without cluster mode"), "{told}"),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+    // Any other is a refusal, which may not last.
+    assert_eq!(
+        answer("MISCONF No disk"),
+        Error::Refused("Redis answered MISCONF No disk".into())
+    );
+}
+
 // --- turns ---
 
 #[test]

@@ -6,14 +6,15 @@
 
 mod support;
 
+use processing_tracker_core::decision::End;
 use processing_tracker_core::events::{Event, Next};
 use processing_tracker_core::settings::Settings;
 use redis::Commands;
 use support::process::{Instance, Options};
 use support::redis_server::RedisServer;
 use support::tracker::{
-    assert_at_rest, hostile_payloads, in_flight, is_lease_lost, is_outage, is_recovered, job, jobs, queue, recover_all,
-    settings, target, Tracker, SOON,
+    assert_at_rest, hostile_payloads, in_flight, is_lease_lost, is_outage, is_recovered, job, jobs, journal, queue,
+    recover_all, settings, stat, target, Tracker, SOON,
 };
 use support::wait::eventually;
 
@@ -166,10 +167,40 @@ fn unique_locks_are_settled_where_the_queues_are() {
     dead(&servers, "work", &[payload("mine"), job("free")]);
     let tracker = Tracker::registered(of(&servers, "heir"));
     assert_eq!(delivered(&servers, "work", 1), [job("free")]);
-    tracker.wait_for(
-        "the duplicate is told",
-        |event| matches!(event, Event::Warning(text) if text.contains("superseded job: jid=mine")),
+    let is_superseded = |event: &Event| matches!(event, Event::Settled(settled) if settled.end == End::Superseded);
+    let told = tracker.wait_for("it is told as superseded", is_superseded);
+    let Event::Settled(told) = told else { panic!("{told:?}") };
+    assert_eq!(
+        (told.jid.as_deref(), &told.queue[..], &told.from[..], told.payload),
+        (Some("mine"), &b"work"[..], "outbox", Some(payload("mine").into()))
     );
+    // The same job again, in the same process, is as much of an event.
+    dead(&servers, "work", &[payload("mine")]);
+    eventually(SOON, "it is told again", || tracker.count(is_superseded) == 2);
     assert_eq!(queue(&servers.1, "work"), [job("free")]);
     assert!(tracker.leave(SOON));
+    assert_eq!((stat(&servers.0, "requeued"), stat(&servers.0, "superseded")), (3, 2));
+    let lines = journal(&servers.0);
+    let lines = lines.iter().filter(|line| line.outcome == "superseded");
+    let lines: Vec<_> = lines
+        .map(|line| (&line.from[..], &line.jid[..], &line.queue[..]))
+        .collect();
+    assert_eq!(lines, [("outbox", "mine", "work"); 2]);
+}
+
+#[test]
+fn a_console_counts_what_is_superseded_at_its_delivery_and_somebody_tells_of_it_once() {
+    let servers = servers();
+    let payload =
+        br#"{"class":"A","jid":"mine","args":[],"lock":"until_executed","lock_digest":"uniquejobs:d"}"#.to_vec();
+    let _: () = servers.1.connect().hset("uniquejobs:d:LOCKED", "other", "1").unwrap();
+    dead(&servers, "work", &[payload]);
+    // It has done all but to take it out.
+    let mut heir = process(&servers, "heir").failpoint("after_deliver").start();
+    eventually(SOON, "the heir dies", || heir.is_killed());
+    assert_eq!(stat(&servers.0, "superseded"), 0);
+    let recovered = recover_all(&of(&servers, "console")).unwrap();
+    assert_eq!((recovered.requeued, recovered.superseded), (0, 1));
+    assert_eq!(stat(&servers.0, "superseded"), 1);
+    assert!(queue(&servers.1, "work").is_empty());
 }

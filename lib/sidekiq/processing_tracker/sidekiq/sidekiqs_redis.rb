@@ -32,7 +32,7 @@ module Sidekiq
             refuse("it uses redis-namespace, which is not supported: the queues would be looked for under other names")
           end
           client = conn.respond_to?(:_client) ? conn._client : conn
-          return of_redis_rb(client.options) if client.respond_to?(:options)
+          return of_redis_rb(client, client.options) if client.respond_to?(:options)
           return of_redis_client(client.config) if client.respond_to?(:config)
 
           refuse("its connections are of the class #{conn.class}, from which settings cannot be read: #{WAY_OUT}")
@@ -40,8 +40,8 @@ module Sidekiq
 
         private
 
-        def of_redis_rb(options)
-          more = options[:sentinels] ? redis_rb_sentinels(options) : options.slice(:host, :port)
+        def of_redis_rb(client, options)
+          more = options[:sentinels] ? redis_rb_sentinels(client, options) : options.slice(:host, :port)
           refuse_urls(more)
           RedisSettings.new(**options.slice(:path, :db, :username, :password, :connect_timeout, :read_timeout), **more,
             tls: redis_rb_tls(options))
@@ -51,15 +51,17 @@ module Sidekiq
           tls(options[:ssl_params]) if options[:ssl] || options[:scheme] == "rediss"
         end
 
-        # The url's host is the master's name. Sentinels are asked with what they themselves are given.
-        def redis_rb_sentinels(options)
+        # The url's host is the master's name, which the connector keeps: once the client has connected, its own host is the
+        # master's address. Sentinels are asked with what they themselves are given.
+        def redis_rb_sentinels(client, options)
           refuse_replicas(options[:role])
           sentinels = options[:sentinels].map do |sentinel|
             sentinel = sentinel.transform_keys(&:to_sym)
             sentinel(sentinel[:host], Integer(sentinel[:port] || RedisSettings::DEFAULT_SENTINEL_PORT), sentinel[:username],
               sentinel[:password], redis_rb_tls(options))
           end
-          {master: options[:host], sentinels: sentinels}
+          master = client.instance_variable_get(:@connector)&.instance_variable_get(:@master)
+          {master: master || options[:host], sentinels: sentinels}
         end
 
         # Host and port of a config with sentinels are looked up over the network, so that question comes first. The user name
