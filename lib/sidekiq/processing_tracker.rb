@@ -34,6 +34,7 @@ require_relative "processing_tracker/sidekiq/throttled_fetch"
 require_relative "processing_tracker/sidekiq/fetch_choice"
 require_relative "processing_tracker/sidekiq/stock"
 require_relative "processing_tracker/sidekiq/due_client"
+require_relative "processing_tracker/sidekiq/due_failures"
 require_relative "processing_tracker/sidekiq/scheduler"
 require_relative "processing_tracker/sidekiq/scheduler_choice"
 require_relative "processing_tracker/sidekiq/processor"
@@ -194,13 +195,17 @@ module Sidekiq
       # goes it logs a line for each job and calls in this process what is to be called ({on}, notifications, Sidekiq's death
       # handlers); so it has told what it did when it raises, or is interrupted. At the end it logs a line for the sum.
       #
+      # Sidekiq runs the blocks of `configure_server` in its servers only. In a console no death handler that is registered
+      # there is called, and no option of the tracker that is set there is known: namespace, track, max_recoveries. Nor are
+      # the limits of the dead set, so it is not trimmed: a server does that when a job dies there.
+      #
       # @return [Hash{Symbol => Integer}] how many jobs there were of each outcome, `stuck` being those that cannot be put
       #   back (docs/operations.md, *Stuck jobs*): `{requeued: 3, stuck: 0, …}`
       # @raise [ConfigurationError] when a setting cannot be used
       # @raise [ConnectionError] when Redis cannot be reached
       def reenqueue_orphans!
         passwords = Passwords.new
-        settings = Settings.build(config, places: Settings.places(config), passwords: passwords)
+        settings = Settings.build(config, places: Settings.places(config), passwords: passwords, server: !Runtime.current.nil?)
         passwords.start
         counts = Orphans.recover(settings).transform_keys(&:to_sym)
         Log.write(:info, "reenqueue_orphans!: #{counts.map { |outcome, count| "#{outcome}=#{count}" }.join(" ")}")
@@ -277,7 +282,8 @@ module Sidekiq
 
       # Frees the locks of sidekiq-unique-jobs that a job holds: those that carry its jid, whatever state the job is
       # in. Given a digest without a jid (no such key, or nil), removes the whole lock, whoever holds it. Recovery does what is needed by itself;
-      # this is for a person who knows that the job will not run again. Raises nothing: what goes wrong is logged.
+      # this is for a person who knows that the job will not run again. Raises nothing: what goes wrong is logged
+      # as a warning, all else at debug.
       #
       # @param job [Hash] a payload: "lock_digest" (or "unique_digest") and "jid"
       # @return [Boolean] whether anything was freed

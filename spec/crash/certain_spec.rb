@@ -26,7 +26,7 @@ RSpec.describe "kill -9 on a host where somebody looks" do
         killed = now
         runner = start(bundle).runs(jid)
         say(example, "the next process, its boot included", killed)
-        expect(runner.log).to include("found dead before its lease ran out: #{victim.identity}: its process #{victim.identity.split(":")[-2]} has ended")
+        runner.wait_for_log(/found dead before its lease ran out: #{victim.identity}: its process #{victim.identity.split(":")[-2]} has ended/)
         gate.open
         eventually("the ack") { Queues.everywhere(redis).empty? }
         expect(Queues.journal(redis)).to contain_exactly(a_hash_including("jid" => jid, "from" => victim.identity, "outcome" => "requeued"))

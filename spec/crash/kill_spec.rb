@@ -40,8 +40,9 @@ RSpec.describe "kill -9 of a worker" do
       expect(redis.call("HGETALL", "sidekiq_processing:stats")).to eq("requeued" => "2")
       expect([*victim.done, *other.started, *third.started]).to be_empty
       expect([runner.started, runner.done]).to all(match_array(jids))
-      lines = [other, third, runner].flat_map { |process| process.log.scan(/recovered job: (.*)$/).flatten }
-      expect(lines).to match_array(jids.map { |jid| "jid=#{jid} class=GatedJob queue=default from=#{victim.identity} outcome=requeued" })
+      lines = -> { [other, third, runner].flat_map { |process| process.log.scan(/recovered job: (.*)$/).flatten } }
+      eventually("a line for each") { lines.call.size >= jids.size }
+      expect(lines.call).to match_array(jids.map { |jid| "jid=#{jid} class=GatedJob queue=default from=#{victim.identity} outcome=requeued" })
     end
 
     it "runs them again when the worker that runs them next dies too" do

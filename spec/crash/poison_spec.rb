@@ -40,6 +40,13 @@ RSpec.describe "poison pills" do
     RUBY
   end
 
+  let(:listening) do
+    <<~RUBY
+      tracker = Sidekiq::ProcessingTracker
+      tracker.on(*tracker::Event::KINDS) { |event| note("heard", [event.kind, event.reason, event.jid].to_json) }
+    RUBY
+  end
+
   def dead = redis.call("ZRANGE", "dead", 0, -1).map { |entry| JSON.parse(entry) }
 
   it "die alone: one among nine jobs of two seconds is the only one in the dead set" do |example|
@@ -75,8 +82,9 @@ RSpec.describe "poison pills" do
     sidekiqs = redis.call("HGET", "sidekiq_processing:info:#{victim.identity}", "sidekiq_identity")
     eventually("Sidekiq's own beat") { redis.call("SMEMBERS", "processes") == [sidekiqs] }
     victim.kill
-    reaper = SidekiqProcess.new(redis, app: app, queues: ["later"]).up
+    reaper = SidekiqProcess.new(redis, app: app + listening, queues: ["later"]).up
     eventually("the recovery") { Queues.identities(redis) == [reaper.identity] }
+    eventually("the callbacks") { Queues.notes(redis, "heard").size >= jobs.size }
 
     expect(Queues.queued(redis)).to eq([jobs[:innocent]])
     expect(dead.to_h { |job| [job["jid"], job["error_class"]] }).to eq(
@@ -92,6 +100,12 @@ RSpec.describe "poison pills" do
     expect(redis.call("EXISTS", sidekiqs, "#{sidekiqs}:work")).to eq(0)
     reaper.wait_for_log(/WARN.*moved job to the dead set: jid=#{jids[:unmarked]} .*reason=unmarked/)
     reaper.wait_for_log(/WARN.*discarded job: jid=#{jids[:undying]} .*reason=poison_pill/)
+    # At its end it has told all that it had to tell.
+    reaper.stop
+    expect(Queues.notes(redis, "heard")).to contain_exactly(
+      ["dead", "poison_pill", jids[:pill]], ["discarded", "poison_pill", jids[:undying]], ["dead", "unmarked", jids[:unmarked]],
+      ["discarded", "unmarked", jids[:nowhere]], ["recovered", nil, jids[:innocent]]
+    )
   end
 
   it "go back for ever where there is no limit" do
@@ -102,7 +116,7 @@ RSpec.describe "poison pills" do
     Queues.push(redis, payload)
     SidekiqProcess.new(redis, app: app, env: env).up.runs(jid).kill
     runner = SidekiqProcess.new(redis, app: app, env: env).up.runs(jid)
-    expect(runner.log).to match(/recovered job: jid=#{jid} .*outcome=requeued recoveries=100$/)
+    runner.wait_for_log(/recovered job: jid=#{jid} .*outcome=requeued recoveries=100$/)
     expect(Queues.in_flight(redis)).to eq(runner.identity => [payload])
     expect(dead).to be_empty
     gate.open

@@ -31,14 +31,14 @@ RSpec.describe "Sidekiq's contract" do
             end
           end
 
-          # Notes what the processor is given.
+          # Notes what the processor is given. Its configuration is the capsule's in 8.1; a fetch has the capsule itself.
           Sidekiq::Processor.prepend(Module.new do
             private
 
             def process(unit)
               job = unit.job
               note("units", [
-                job.unpack1("H*"), job.encoding.name, job.frozen?, unit.queue, unit.queue_name, unit.config.equal?(config),
+                job.unpack1("H*"), job.encoding.name, job.frozen?, unit.queue, unit.queue_name, unit.config.equal?(respond_to?(:capsule) ? capsule : config),
                 unit.respond_to?(:acknowledge) && unit.respond_to?(:requeue), Encoding.default_external.name
               ].to_json)
               super

@@ -43,7 +43,11 @@ RSpec.describe "the native fetch" do
       samples = 0
       redis.with do |client|
         payloads.each_slice(100) { |some| client.call("LPUSH", "queue:default", *some) }
+        deadline = Eventually.now + 120
         until client.call("LLEN", "done") == 2_000
+          # Without a pause, so that no moment is missed.
+          raise "2000 jobs are not done within 120 s" if Eventually.now > deadline
+
           workers.each do |worker|
             size = client.call("HLEN", "sidekiq_processing:inflight:#{worker.identity}") - 1
             most[worker.pid] = [most[worker.pid], size].max

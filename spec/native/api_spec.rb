@@ -127,7 +127,7 @@ RSpec.describe "the public API" do
     end
 
     it "are there in the Rust source for every method of the native library" do
-      source = Dir[File.join(root, "ext/sidekiq_processing_tracker/ffi/src/*.rs")].map { |file| File.read(file) }.join
+      source = Dir[File.join(root, "ext/sidekiq_processing_tracker/ffi/src/*.rs")].map { |file| File.read(file, encoding: "UTF-8") }.join
       native = tracker::Native
       expected = native.singleton_methods.map { |name| "/// `Native.#{name}(" } +
         native::Engine.public_instance_methods(false).map { |name| "/// `##{name}" } + ["/// `Engine.start("]
@@ -136,9 +136,9 @@ RSpec.describe "the public API" do
   end
 
   it "has one version, in Ruby, in Rust, in the workspace, in its lock file and in the change log" do
-    workspace = File.read(File.join(root, "Cargo.toml"))[/^\[workspace\.package\].*?^version = "([^"]+)"/m, 1]
-    locked = File.read(File.join(root, "Cargo.lock")).scan(/^name = "(?:sidekiq_processing_tracker|processing-tracker-core)"\nversion = "([^"]+)"/).flatten
-    change_log = File.read(File.join(root, "CHANGELOG.md"))[/^## \[([^\]]+)\]/, 1]
+    workspace = File.read(File.join(root, "Cargo.toml"), encoding: "UTF-8")[/^\[workspace\.package\].*?^version = "([^"]+)"/m, 1]
+    locked = File.read(File.join(root, "Cargo.lock"), encoding: "UTF-8").scan(/^name = "(?:sidekiq_processing_tracker|processing-tracker-core)"\nversion = "([^"]+)"/).flatten
+    change_log = File.read(File.join(root, "CHANGELOG.md"), encoding: "UTF-8")[/^## \[([^\]]+)\]/, 1]
     expect([tracker::Native::VERSION, workspace, change_log, *locked]).to all(eq(tracker::VERSION))
     expect(locked.size).to eq(2)
   end

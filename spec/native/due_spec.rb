@@ -12,20 +12,20 @@ RSpec.describe "due jobs in native calls" do
     it "go back to their set when #{name} ends Engine#claim_due" do
       engine = Engines.start_engine(redis)
       schedule("one", "two")
-      engine.claim_due("nothing", "5", nil, false)
+      engine.claim_due("nothing", "5", nil, [], false)
       redis.pause
-      interrupt.call(-> { engine.claim_due("schedule", "5", nil, false) })
+      interrupt.call(-> { engine.claim_due("schedule", "5", nil, [], false) })
       redis.resume
       # It waits for the call that goes on without its caller.
       engine.end_due
       expect(scheduled).to eq(%w[one two])
-      expect(engine.claim_due("schedule", "5", nil, false).last.map(&:last)).to eq(%w[one two])
+      expect(engine.claim_due("schedule", "5", nil, [], false).last.map(&:last)).to eq(%w[one two])
     end
 
     it "are pushed once when #{name} ends Engine#settle_due" do
       engine = Engines.start_engine(redis)
       schedule("one", "two")
-      _, _, jobs = engine.claim_due("schedule", "5", nil, false)
+      _, _, jobs = engine.claim_due("schedule", "5", nil, [], false)
       pushes = jobs.map { |token, payload| [token, "queue", "work", "", payload] }
       redis.pause
       interrupt.call(-> { engine.settle_due(pushes) })
@@ -41,18 +41,18 @@ RSpec.describe "due jobs in native calls" do
       engine = start_engine
       reader, writer = IO.pipe
       in_child do
-        writer.puts JSON.generate([engine.claim_due("schedule", "5", ["queue"], true), engine.settle_due([["1-1 1 s", "", "", "", ""]]), engine.end_due])
+        writer.puts JSON.generate([engine.claim_due("schedule", "5", ["queue"], [], true), engine.settle_due([["1-1 1 s", "", "", "", ""]]), engine.end_due])
       end
       puts reader.gets
     RUBY
-    expect(answers).to eq([[false, 0, []], 0, nil])
+    expect(answers).to eq([nil, 0, nil])
   end
 
   it "refuse what is no push" do
     engine = Engines.start_engine(redis)
     [nil, 5, [5], [["token"]], [[1, 2, 3, 4, 5]]].each { |pushes| expect { engine.settle_due(pushes) }.to raise_error(TypeError) }
-    expect { engine.claim_due("schedule", "5", [5], false) }.to raise_error(TypeError)
-    expect { engine.claim_due("schedule", "soon", nil, false) }.to raise_error(Sidekiq::ProcessingTracker::Error, /float/)
+    expect { engine.claim_due("schedule", "5", [5], [], false) }.to raise_error(TypeError)
+    expect { engine.claim_due("schedule", "soon", nil, [], false) }.to raise_error(Sidekiq::ProcessingTracker::Error, /float/)
     expect(engine.settle_due([])).to eq(0)
   end
 end

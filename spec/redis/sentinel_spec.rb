@@ -23,6 +23,7 @@ RSpec.describe "Redis by Sentinels" do
     heir = SidekiqProcess.new(sentinels.second, app: app, env: {"REDIS_URL" => nil}).up.runs(before, after)
     gate.open
     eventually("the end of the jobs") { heir.done.sort == [before, after].sort }
+    heir.wait_for_log(/(recovered job.*){2}/m)
     expect(heir.log.scan("recovered job").size).to eq(2)
     expect(heir.log).to match(%r{started: .*redis=redis://main/0 \(Sentinel\)})
     expect(heir.stop).to be_success

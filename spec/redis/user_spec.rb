@@ -6,7 +6,7 @@ RSpec.describe "what Redis lets the tracker do" do
 
   # What docs/operations.md says a user needs: one of the tracker's own, or Sidekiq's.
   def rules(user = "tracker")
-    docs = File.read(File.expand_path("../../docs/operations.md", __dir__))
+    docs = File.read(File.expand_path("../../docs/operations.md", __dir__), encoding: "UTF-8")
     docs[/^ACL SETUSER #{user} (.*?)\n```/m, 1].gsub("\\\n", " ").split
   end
 
@@ -23,14 +23,16 @@ RSpec.describe "what Redis lets the tracker do" do
     options = {path: redis.socket, username: "tracker", password: "password"}
     app = "Sidekiq::ProcessingTracker.configure { |config| config.redis_options = #{options.inspect} }"
     gate = Gate.new
-    victim = SidekiqProcess.new(redis, app: app).up
+    victim = SidekiqProcess.new(redis, app: app, queues: %w[default second third fourth]).up
     jid = Queues.jid(Queues.push(redis, Queues.marked("GatedJob", gate.path)))
     victim.runs(jid).kill
-    heir = SidekiqProcess.new(redis, app: app).up.runs(jid)
+    heir = SidekiqProcess.new(redis, app: app, queues: %w[first second third default]).up.runs(jid)
     gate.open
     eventually("the end of the job") { heir.done == [jid] }
     expect(heir.stop).to be_success
     expect([victim.log, heir.log]).to all(satisfy { |log| !log.match?(/WARN|ERROR/) })
+    # Nor is anything refused that nobody speaks of.
+    expect(redis.call("ACL", "LOG")).to be_empty
 
     redis.call("ACL", "SETUSER", "tracker", "-rpop", "-hset")
     expect(boot(redis, options)).to match(/this user lacks rights that the tracker needs: hset on sidekiq_processing:\*; rpop on queue:\*; hset on uniquejobs:\*/)

@@ -89,6 +89,60 @@ RSpec.describe "the scheduler of a Sidekiq process" do
     expect(redis.call("KEYS", "sidekiq_processing:due:*")).to be_empty
   end
 
+  it "leaves due jobs to Sidekiq while Redis refuses the process its lease" do
+    redis.call("SET", "sidekiq_processing:instances", "no set")
+    first = schedule(quick)
+    process = SidekiqProcess.new(redis, app: polls, env: {"PROCESSING_FETCH" => "sidekiq"})
+    eventually("the job is done", within: 30) { done == [first] }
+    redis.call("DEL", "sidekiq_processing:instances")
+    process.up.wait_for_log(/scheduler: native again/)
+    second = schedule(quick)
+    eventually("both are done", within: 30) { done == [first, second] }
+    expect(process.log.scan(/scheduler: ([^.\n]*)/).flatten).to eq(
+      ["native", "Sidekiq's own, until this process has a lease (see the lines about Redis)", "native again"]
+    )
+  end
+
+  # A program may embed several Sidekiqs. They share what the tracker has in a process.
+  it "pushes each job once where two Sidekiqs in one process poll", if: Sidekiq.respond_to?(:configure_embed) do
+    jids = Array.new(10) { |i| schedule(quick((i == 5) ? "block" : i), at: 100 + i) }
+    program = ScriptProcess.new(redis, <<~RUBY)
+      require "sidekiq/scheduled"
+      class Blocking
+        def call(_job_class, job, _queue, _pool)
+          note("passed", job["jid"])
+          wait_for_key("go") if job["args"] == ["block"]
+          yield
+        end
+      end
+      Sidekiq::Scheduled::Poller.prepend(Module.new do
+        def enqueue
+          super
+          note("polled", object_id)
+        end
+      end)
+      sidekiqs = Array.new(2) do
+        Sidekiq.configure_embed do |config|
+          config.concurrency = 1
+          config[:poll_interval_average] = 0.3
+          config.client_middleware { |chain| chain.add(Blocking) }
+        end
+      end
+      sidekiqs.each(&:run)
+      wait_for_key("end")
+      sidekiqs.each(&:stop)
+    RUBY
+    program.up
+    eventually("one is in the middle", within: 30) { redis.call("LLEN", "passed") >= 6 }
+    before = redis.call("LLEN", "polled")
+    eventually("the other polls", within: 30) { redis.call("LLEN", "polled") >= before + 5 }
+    redis.call("SET", "go", 1)
+    eventually("all jobs are done", within: 30) { (jids - done).empty? }
+    expect([done, redis.call("LRANGE", "passed", 0, -1)]).to match([match_array(jids), match_array(jids)])
+    redis.call("SET", "end", 1)
+    expect(program.process.wait).to be_success
+  end
+
   it "goes on when Redis was away" do
     SidekiqProcess.new(redis, app: polls, ttl: 60).up.wait_for_log(/scheduler: native/)
     first = schedule(quick)

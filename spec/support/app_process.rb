@@ -98,11 +98,11 @@ class AppProcess
       env: settings.merge(gems.environment, env), chdir: folder)
   end
 
-  # Returns when the engine has registered.
+  # Returns when the engine has registered, and the launcher has said what it has chosen. Each is told by a thread of its own.
   #
   # @return [self]
   def up(within: 30)
-    wait_for_log(/ProcessingTracker started: identity=/, within: within)
+    wait_for_log(/ProcessingTracker started: identity=/, within: within).wait_for_log(/ProcessingTracker scheduler: /, within: within)
   end
 
   # @return [String, nil] as the newest boot line names it

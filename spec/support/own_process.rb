@@ -48,7 +48,7 @@ class OwnProcess
 
   # @return [String] all output so far
   def output
-    File.exist?(@log) ? File.read(@log).scrub : ""
+    File.exist?(@log) ? File.read(@log, encoding: "UTF-8").scrub : ""
   end
 
   private

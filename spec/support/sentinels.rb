@@ -19,18 +19,18 @@ class Sentinels
     @second = RedisServer.new(tcp: true, replicaof: "127.0.0.1 #{first.port}", "repl-diskless-sync-delay": 0, **secrets).log_in(password: PASSWORD)
     @sentinel = RedisServer.new(tcp: true, sentinel: {
       "monitor" => "#{NAME} 127.0.0.1 #{first.port} 1", "auth-pass" => "#{NAME} #{PASSWORD}",
-      "down-after-milliseconds" => "#{NAME} 500", "failover-timeout" => "#{NAME} 3000"
+      "down-after-milliseconds" => "#{NAME} 2000", "failover-timeout" => "#{NAME} 3000"
     }, requirepass: SENTINEL_PASSWORD).log_in(password: SENTINEL_PASSWORD)
     Eventually.eventually("the sentinel knows the replica") { sentinel.call("SENTINEL", "MASTER", NAME)["num-slaves"] == "1" }
     Eventually.eventually("the replica follows") { second.call("INFO", "replication").include?("master_link_status:up") }
   end
 
-  # @return [String] Ruby code: what Sidekiq is to be told of its Redis
+  # @return [String] Ruby code: what Sidekiq is to be told of its Redis. The redis-rb of 6.5 has the password with each
+  #   sentinel, and no Procs
   def configuration
-    <<~RUBY
-      {url: "redis://#{NAME}/0", sentinels: [{host: "127.0.0.1", port: #{sentinel.port}}], role: :master,
-       password: "#{PASSWORD}", sentinel_password: ->(_user) { "#{SENTINEL_PASSWORD}" }}
-    RUBY
+    node = "host: \"127.0.0.1\", port: #{sentinel.port}"
+    sentinels = (Sidekiq::VERSION < "7") ? "[{#{node}, password: \"#{SENTINEL_PASSWORD}\"}]" : "[{#{node}}], sentinel_password: ->(_user) { \"#{SENTINEL_PASSWORD}\" }"
+    "{url: \"redis://#{NAME}/0\", role: :master, password: \"#{PASSWORD}\", sentinels: #{sentinels}}"
   end
 
   # Kills the master. Returns when the other server is it.

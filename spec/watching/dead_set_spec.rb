@@ -48,6 +48,23 @@ RSpec.describe "a poison pill" do
     expect(entries.grep(/#{jid}/)).to be_empty
   end
 
+  # Where configure_server has said more than the default, a console does not know of it.
+  it "costs no other entry outside of a server, and those beyond the limits in one" do
+    limits = "(Sidekiq.respond_to?(:default_configuration) ? Sidekiq.default_configuration : Sidekiq)" \
+      ".then { |config| config[:dead_max_jobs] = 2; config[:dead_timeout_in_seconds] = 60 }\n"
+    old = Array.new(3) { |i| Queues.payload("OldJob", i) }
+    old.each_with_index { |job, i| redis.call("ZADD", "dead", i + 1, job) }
+    Engines.orphan(redis, payload)
+    ruby("#{limits}Sidekiq::ProcessingTracker.reenqueue_orphans!")
+    expect(entries.size).to eq(4)
+    expect(entries.take(3)).to eq(old)
+
+    Engines.orphan(redis, Queues.marked("PaymentJob"))
+    SidekiqProcess.new(redis, app: limits, env: env.except("REDIS_URL")).up
+    eventually("the recovery by a server") { entries.grep(/PoisonPill/).size == 2 }
+    expect(entries.size).to eq(2)
+  end
+
   it "shows and retries on Sidekiq's own pages" do
     Engines.orphan(redis, payload)
     ruby("Sidekiq::ProcessingTracker.reenqueue_orphans!")

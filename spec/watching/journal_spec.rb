@@ -16,6 +16,7 @@ RSpec.describe "journal" do
     expect(events.map(&:at)).to eq(events.map(&:at).sort.reverse)
     expect(tracker.journal(count: 7)).to eq(events.take(7))
     expect(tracker.journal(count: 0)).to eq([])
+    expect(tracker.journal(count: 10**30)).to eq(events)
     expect(events.map(&:jid)).to eq(Queues.journal(redis, namespace: Engines::NAMESPACE).map { |line| line["jid"] }.reverse)
   end
 

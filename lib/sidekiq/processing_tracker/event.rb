@@ -14,7 +14,7 @@ module Sidekiq
       # - :recovered: it is back in its queue
       # - :dead: it is in the dead set
       # - :discarded: it would be dead, but its class has `dead: false`
-      # - :superseded: a queued duplicate holds its unique lock, and runs instead
+      # - :superseded: another job holds its unique lock, so it is not put back. As a rule that is a queued duplicate, which runs instead
       # - :lease_lost: this process was away for longer than its lease; the job runs on here and may run again elsewhere
       KINDS = %i[recovered dead discarded superseded lease_lost].freeze
 

@@ -30,7 +30,9 @@ module Sidekiq
         def plain(value)
           return "-" if value.nil?
 
-          text = value.to_s.scrub
+          text = value.to_s
+          text = text.encode(Encoding::UTF_8, invalid: :replace, undef: :replace) unless text.encoding.ascii_compatible?
+          text = text.scrub
           text.match?(/\A[[:graph:]]+\z/) ? text : text.inspect
         end
 

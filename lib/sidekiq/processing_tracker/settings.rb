@@ -21,10 +21,11 @@ module Sidekiq
         # @param passwords [Passwords] who answers for passwords that may change
         # @param info [Hash{String => String}] what people may want to know of this process
         # @param native [Boolean] whether the engine fetches jobs
+        # @param server [Boolean] whether this is a process that runs jobs, in which all of `configure_server` has been run
         # @return [Hash{Symbol => Object}] settings for {Native::Engine.start} and {Native::Orphans.start}
         # @raise [ConfigurationError] when an option cannot be used, or this Redis cannot
-        def build(config, places:, passwords:, info: {}, native: false)
-          dead_set = DeadSetLimits.to_native
+        def build(config, places:, passwords:, info: {}, native: false, server: true)
+          dead_set = DeadSetLimits.to_native(known: server)
           examine_all(places, config.namespace)
           {
             namespace: config.namespace,
@@ -123,7 +124,9 @@ module Sidekiq
         end
 
         def write_through_sidekiq(key, value)
-          ::Sidekiq.redis { |conn| conn.set(key, value, px: PROBE_TTL) }
+          SidekiqsRedis.connection { |conn| conn.set(key, value, px: PROBE_TTL) }
+        rescue ConfigurationError
+          raise
         rescue => error
           raise ConnectionError, "Sidekiq's Redis cannot be compared with redis_options: #{error.message} (#{error.class})"
         end

@@ -15,53 +15,58 @@ module Sidekiq
         # @param job [Hash] a payload with String or Symbol keys
         # @return [Boolean] whether anything was freed
         def clear(job)
-          digest, jid = facts(job)
-          return false unless digest
-          return skip(digest) if jid == :unusable
+          digest, given = facts(job)
+          return skip(digest, given, "there is no digest") unless digest
 
-          freed = free(digest, jid)
-          Log.write(:debug, freed ? "cleared #{label(digest, jid)}" : "skipped #{label(digest, jid)}: nothing is held")
-          freed
+          key = utf8(digest)
+          jid = jid_of(given)
+          return skip(digest, given, "the digest is no UTF-8") unless key
+          return skip(digest, given, "the jid is empty, or is none") if jid == :unusable
+
+          redis = Settings.queues(ProcessingTracker.config)
+          return skip(digest, jid, "nothing is held") unless Native.clear_unique_lock(redis, key, jid, redis.fetch(:read_timeout_ms))
+
+          Log.write(:debug, "cleared #{label(digest, jid)}")
+          true
         rescue => error
-          Log.write(:warn, "failed to clear #{label(digest, jid)}: #{error.message} (#{error.class})")
+          Log.write(:warn, "failed to clear #{label(digest, given)}: #{error.message.scrub} (#{error.class})")
           false
         end
 
         private
 
-        # Without a jid the whole lock goes, so a jid that is there and cannot be used must not count as none.
-        def skip(digest)
-          Log.write(:warn, "skipped unique-jobs lock: digest=#{Log.plain(digest)}: the jid is empty, or is none")
+        def skip(digest, jid, reason)
+          Log.write(:debug, "skipped #{label(digest, jid)}: #{reason}")
           false
         end
 
-        # @return [Array(String, (String, Symbol, nil)), nil] the jid: nil where there is none, :unusable where it cannot be one
+        # @return [Array(String, Object)] both as they stand there; nil where there is none
         def facts(job)
-          return unless job.respond_to?(:to_h)
-
           job = job.to_h.transform_keys(&:to_s)
-          digest = text(job.values_at(*DIGESTS).find { |value| text(value) })
-          [digest, jid_of(job["jid"])] if digest
+          [job.values_at(*DIGESTS).find { |value| value.is_a?(String) && !value.empty? }, job["jid"]]
         rescue TypeError, NoMethodError
           # Something that is no payload.
         end
 
+        # Without a jid the whole lock goes, so a jid that is there and cannot be used must not count as none.
+        #
+        # @return [String, Symbol, nil] nil where there is none, :unusable where it cannot be one
         def jid_of(value)
           case value
           when nil then nil
-          when String, Symbol, Integer then text(value.to_s) || :unusable
+          when String, Symbol, Integer then utf8(value.to_s) || :unusable
           else :unusable
           end
         end
 
-        def text(value)
-          value if value.is_a?(String) && !value.empty?
-        end
-
-        def free(digest, jid)
-          redis = Settings.queues(ProcessingTracker.config)
-          freed = Native.clear_unique_lock(redis, digest, jid, redis.fetch(:read_timeout_ms))
-          freed.is_a?(Integer) ? freed.positive? : freed == true
+        # No payload has anything else, since it is JSON; but what came by way of Redis may say that it is binary.
+        #
+        # @return [String, nil] nil where it is no text
+        def utf8(text)
+          text = (text.encoding == Encoding::BINARY) ? text.dup.force_encoding(Encoding::UTF_8) : text.encode(Encoding::UTF_8)
+          text if text.valid_encoding? && !text.empty?
+        rescue EncodingError
+          nil
         end
 
         def label(digest, jid)

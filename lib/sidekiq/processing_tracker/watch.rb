@@ -6,6 +6,9 @@ module Sidekiq
     #
     # @api private
     class Watch
+      # More than any journal has, and few enough for the native library.
+      ALL = (1 << 31) - 1
+
       # @param config [Configuration]
       # @raise [ConfigurationError] when an option cannot be used
       def initialize(config)
@@ -32,7 +35,7 @@ module Sidekiq
       # @return [Array<Event>] the newest first
       # @raise [ConnectionError]
       def journal(count)
-        @native.journal(count).filter_map { |line| Event.from_journal(line) }
+        @native.journal([count, ALL].min).filter_map { |line| Event.from_journal(line) }
       end
 
       # @return [Hash{Symbol => Object}] see {ProcessingTracker.stats}

@@ -38,4 +38,31 @@ RSpec.describe "booting Sidekiq with a bad setting" do
     log = boot(app: "Sidekiq::ProcessingTracker.configure { |config| config.redis_options = #{redis.url(db: 1).inspect} and config.fetch = :native }")
     expect(log).to match(/fetch is :native, but redis_options leads to another server or database than Sidekiq's/)
   end
+
+  # Sidekiq 6.5 takes a pool that the application has made, of whatever connections.
+  describe "a pool of the application's own", bundle: :unique_jobs_7, if: RUBY_VERSION.to_f < 3.2 do
+    # Passes everything on to a client of redis-rb, and does not say so.
+    def boot_with(more)
+      boot(app: <<~RUBY, bundle: :unique_jobs_7)
+        class WrappedRedis
+          def initialize(redis) = @redis = redis
+          def method_missing(...) = @redis.public_send(...)
+          #{more}
+        end
+
+        Sidekiq.redis = ConnectionPool.new(size: 15) { WrappedRedis.new(Redis.new(path: #{redis.socket.inspect})) }
+      RUBY
+    end
+
+    it "refuses connections from which no settings can be read, and names the way out" do
+      expect(boot_with("")).to match(
+        /Sidekiq's Redis settings: its connections are of the class WrappedRedis, from which settings cannot be read: set redis_options to the same server and database/
+      )
+    end
+
+    # Redis::Namespace answers this, and passes the rest on under other names.
+    it "refuses those of redis-namespace" do
+      expect(boot_with("def namespace = 'shop'")).to match(/Sidekiq's Redis settings: it uses redis-namespace, which is not supported/)
+    end
+  end
 end

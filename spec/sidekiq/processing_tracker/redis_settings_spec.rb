@@ -12,7 +12,8 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
   def refuse(pattern)
     raise_error(Sidekiq::ProcessingTracker::ConfigurationError) { |error|
       expect(error.message).to match(pattern)
-      expect(error.message).not_to include("secret")
+      # What led to an error is shown with it.
+      expect([error, error.cause].compact.map(&:message).join).not_to include("secret")
     }
   end
 
@@ -30,6 +31,7 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       "redis://default:pw@host" => {username: nil, password: "pw"},
       "unix:///run/redis.sock" => {host: nil, port: nil, path: "/run/redis.sock", db: 0},
       "unix:///run/redis.sock?db=5" => {path: "/run/redis.sock", db: 5},
+      "unix:///run/redis@1.sock" => {path: "/run/redis@1.sock"},
       "/run/redis.sock" => {path: "/run/redis.sock", db: 0},
       {url: "redis://host/1", db: 7} => {host: "host", db: 7},
       {"url" => "redis://host/1", "port" => "7001"} => {host: "host", port: 7001, db: 1},
@@ -83,6 +85,20 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       "redis://:sec ret@host" => /url cannot be read \(not shown\)/,
       "redis://:secret@ho st" => /url cannot be read/,
       "redis://host:port" => /url cannot be read/,
+      "redis://se/cret@host:6379/0" => /url cannot be read \(not shown\)/,
+      "redis://:123/secret@host/0" => /url cannot be read/,
+      "redis://:123?secret@host/0" => /url cannot be read/,
+      "redis://:123#secret@host/0" => /url cannot be read/,
+      "redis:secret@host" => /url cannot be read/,
+      "unix://sec/secret@/run/redis.sock" => /url cannot be read/,
+      {host: "redis://:secret@h"} => /host is \(not shown\): allowed is a name or an address, without \/ and @; a URL belongs into url/,
+      {host: URI("redis://:secret@h")} => /host is \(not shown\)/,
+      {path: "redis://:secret@h"} => /path is \(not shown\)/,
+      {host: "host", port: "secret@h"} => /port is \(not shown\): allowed is a number/,
+      {host: "host", db: "secret@h:6379/0"} => /db is \(not shown\): allowed is a number/,
+      {host: "host", timeout: "redis://:secret@h"} => /timeout is \(not shown\)/,
+      {sentinels: [{host: "redis://:secret@s"}], name: "main"} => /sentinels: host is \(not shown\)/,
+      {sentinels: [{host: "s"}], name: "redis://:secret@main"} => /the name of the master is \(not shown\)/,
       "redis://host:99999" => /port is 99999: allowed is a number from 1 to 65535/,
       "redis://host/abc" => /db is "abc": allowed is a number, 0 or more/,
       {url: 5} => /url is a Integer: allowed is a String/,
@@ -134,10 +150,17 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       expect(settings.inspect).to eq("#<Sidekiq::ProcessingTracker::RedisSettings redis://host:7000/1 with password>")
       expect(settings.to_s).to eq(settings.inspect)
     end
+
+    it "shows no option before they are read" do
+      options = Sidekiq::ProcessingTracker::RedisOptions.new({url: "redis://user:secret@host", password: "secret"})
+      expect([options.inspect, options.to_s]).to all(eq("#<Sidekiq::ProcessingTracker::RedisOptions>"))
+    end
   end
 
   # In a process of its own each, since Sidekiq's settings are for good. None of these connects to anything.
   describe ".from_sidekiq" do
+    let(:redis_rb) { Sidekiq::VERSION < "7" }
+
     def from_sidekiq(configuration, env: {})
       setting = "Sidekiq.configure_client { |config| config.redis = #{configuration} }" if configuration
       # The quiet logger, since Sidekiq logs the options of each pool.
@@ -149,7 +172,7 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
         begin
           puts JSON.generate(Sidekiq::ProcessingTracker::RedisSettings.from_sidekiq.to_native)
         rescue Sidekiq::ProcessingTracker::Error => error
-          puts JSON.generate([error.class, error.message])
+          puts JSON.generate([error.class, [error, error.cause].compact.map(&:message).join(" ")])
         end
       RUBY
       output, = RubyProcess.run_ruby(code, env: {"REDIS_URL" => nil, "REDIS_PROVIDER" => nil}.merge(env))
@@ -178,7 +201,9 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
     it "reads TLS and Sentinels" do
       expect(from_sidekiq('{url: "rediss://host", ssl_params: {ca_file: "/ca", verify_mode: OpenSSL::SSL::VERIFY_NONE}}'))
         .to include(host: "host", tls: {"ca_file" => "/ca", "ca_path" => nil, "cert" => nil, "key" => nil, "verify" => "none"})
-      sentinels = '{url: "redis://:pw@main/3", name: "main", sentinels: [{host: "one", port: 1}, {host: "two"}], sentinel_password: "spw"}'
+      # redis-rb has the password with each sentinel.
+      nodes = redis_rb ? '[{host: "one", port: 1, password: "spw"}, {host: "two", password: "spw"}]' : '[{host: "one", port: 1}, {host: "two"}], sentinel_password: "spw"'
+      sentinels = %({url: "redis://:pw@main/3", name: "main", sentinels: #{nodes}})
       read = from_sidekiq(sentinels)
       expect(read).to include(master: "main", db: 3, password: "pw", host: nil)
       expect(read[:sentinels].map { |sentinel| sentinel.slice("host", "port", "password") }).to match(
@@ -196,10 +221,29 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
       expect(from_sidekiq(code)[:tls]).to include("cert" => /BEGIN CERTIFICATE/, "key" => /BEGIN PRIVATE KEY/)
     end
 
+    # Sidekiq 6.5 reads these itself, with redis-rb.
+    it "does not pass on what a client says of a URL that it cannot read", if: Sidekiq::VERSION.to_i >= 7 do
+      ["redis://:123/secret@host/0", "redis://:secret@ho st"].each do |url|
+        refused = from_sidekiq("{url: #{url.inspect}}")
+        expect(refused).to match(["Sidekiq::ProcessingTracker::ConfigurationError", /\ASidekiq's Redis settings: they cannot be read/])
+        expect(refused.last).not_to include("secret")
+      end
+    end
+
+    it "refuses a URL in the place of a host, and does not show it" do
+      refused = from_sidekiq('{host: "redis://:secret@h"}')
+      expect(refused).to match(["Sidekiq::ProcessingTracker::ConfigurationError", /a host, .* has a \/ or @ in it/])
+      expect(refused.last).not_to include("secret")
+    end
+
     it "refuses by name what the native library cannot do, and names the way out" do
       refused = ["Sidekiq::ProcessingTracker::ConfigurationError", /\ASidekiq's Redis settings: .*redis_options/]
       expect(from_sidekiq('{url: "rediss://host", ssl_params: {cert_store: OpenSSL::X509::Store.new}}'))
         .to match(refused).and match([anything, /ssl_params: cert_store/])
+    end
+
+    it "refuses middleware of redis-client's, and takes its circuit breaker", if: Sidekiq::VERSION >= "7" do
+      refused = ["Sidekiq::ProcessingTracker::ConfigurationError", /\ASidekiq's Redis settings: .*redis_options/]
       expect(from_sidekiq('{url: "redis://host", middlewares: [Renames = Module.new]}')).to match(refused).and match([anything, /Renames/])
       expect(from_sidekiq('{url: "redis://host", circuit_breaker: {error_threshold: 3, error_timeout: 1}}')).to include(host: "host")
     end

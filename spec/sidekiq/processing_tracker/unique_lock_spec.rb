@@ -27,6 +27,11 @@ RSpec.describe "clear_unique_jobs_lock" do
     expect(output).to eq("#{[false] * 8}\n")
   end
 
+  it "says at debug what it has skipped for want of a digest" do
+    output = clear('[{"jid" => "a"}, nil, "text"].each { |job| tracker.clear_unique_jobs_lock(job) }')
+    expect(output.lines(chomp: true)).to eq(%w[a - -].map { |jid| "DEBUG ProcessingTracker skipped unique-jobs lock: digest=- jid=#{jid}: there is no digest" })
+  end
+
   describe "with Redis" do
     let(:redis) { RedisServer.new }
     let(:env) { {"REDIS_URL" => redis.url} }
@@ -60,9 +65,27 @@ RSpec.describe "clear_unique_jobs_lock" do
 
     it "touches nothing where there is a jid that is none" do
       lock("uniquejobs:d", "j1", "j2")
-      output = clear('["", :"", [], {}, 1.5, false].each { |jid| p tracker.clear_unique_jobs_lock("lock_digest" => "uniquejobs:d", "jid" => jid) }', env: env)
-      expect(output.lines(chomp: true)).to match([a_string_starting_with("WARN ProcessingTracker skipped unique-jobs lock: digest=uniquejobs:d: the jid"), "false"] * 6)
+      jids = ["", :"", [], {}, 1.5, false, "\xff"]
+      output = clear("#{jids}.each { |jid| p tracker.clear_unique_jobs_lock('lock_digest' => 'uniquejobs:d', 'jid' => jid) }", env: env)
+      shown = ['""', '""', "[]", "{}", "1.5", "false", "\uFFFD"]
+      expect(output.lines(chomp: true)).to eq(shown.flat_map { |jid|
+        ["DEBUG ProcessingTracker skipped unique-jobs lock: digest=uniquejobs:d jid=#{jid}: the jid is empty, or is none", "false"]
+      })
       expect(redis.call("HKEYS", "uniquejobs:d:LOCKED")).to contain_exactly("j1", "j2")
+    end
+
+    it "takes a digest in any encoding that is text, and skips one that is not" do
+      lock("uniquejobs:\u00fc", "j1", "j2")
+      output = clear(<<~'RUBY', env: env)
+        digest = "uniquejobs:\u00fc"
+        [[digest.b, "j1"], [digest.encode("UTF-16LE"), "j2".b], ["\xff", "j2"], ["\xff".b, "j\xff"], ["\x00\xd8".dup.force_encoding("UTF-16LE"), "j2"]].each do |one, jid|
+          p tracker.clear_unique_jobs_lock("lock_digest" => one, "jid" => jid)
+        end
+      RUBY
+      lines = output.lines(chomp: true)
+      expect(lines.values_at(1, 3, 5, 7, 9)).to eq(%w[true true false false false])
+      expect(lines.values_at(4, 6, 8)).to all(match(/\ADEBUG ProcessingTracker skipped unique-jobs lock: digest=\S+ jid=\S+: the digest is no UTF-8\z/))
+      expect(redis.call("KEYS", "uniquejobs:*")).to be_empty
     end
 
     it "removes the whole lock where there is no jid" do

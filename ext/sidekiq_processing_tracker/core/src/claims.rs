@@ -26,8 +26,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The shortest and the longest pause between two looks where Redis tells of nothing.
 const POLLS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
-/// What a wake-up in vain adds to the next pause, and the longest pause for each instance there is.
+/// The pause after the first wake-up in vain, and the longest pause for each `HEARING` instances there are.
 const DEAF: Duration = Duration::from_millis(10);
+/// So few instances may all be woken by each push: it costs Redis less than a job costs that finds all of them deaf.
+const HEARING: u64 = 4;
 
 pub(crate) fn run(shared: Arc<Shared>) {
     let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
@@ -383,8 +385,8 @@ impl Claims {
             self.watch.deaf = Duration::ZERO;
             self.watch.deaf_until = None;
         } else if asked > 0 && woken {
-            let most = DEAF.saturating_mul(u32::try_from(instances.max(1)).unwrap_or(u32::MAX));
-            self.watch.deaf = (self.watch.deaf * 2).clamp(DEAF, most);
+            let most = DEAF.saturating_mul(u32::try_from(instances / HEARING).unwrap_or(u32::MAX));
+            self.watch.deaf = (self.watch.deaf * 2).clamp(DEAF.min(most), most);
             self.watch.deaf_until = Some(Instant::now() + self.watch.deaf.mul_f64(0.5 + 0.5 * identity::jitter()));
         }
     }

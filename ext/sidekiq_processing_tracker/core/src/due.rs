@@ -14,7 +14,7 @@ use crate::settings::Timestamps;
 use crate::shared::Shared;
 use std::collections::HashSet;
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 script!(CLAIM, "claim_due");
 script!(SETTLE, "settle_due");
@@ -24,6 +24,10 @@ pub(crate) static SCRIPTS: [&Script; 3] = [&CLAIM, &SETTLE, &RETURN];
 
 /// How many jobs are claimed, or put back, by one call at the most.
 const PIECE: usize = 200;
+
+/// How long an answer may take. A step may be shorter, and longer than a shutdown should wait.
+const LEAST: Duration = Duration::from_secs(1);
+const MOST: Duration = Duration::from_secs(2);
 
 /// A due job's name: `<call>-<i> <score> <set>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -86,6 +90,8 @@ pub enum Push {
 pub struct Straight {
     /// The fields that each payload has: Sidekiq's `default_job_options`.
     pub defaults: Vec<String>,
+    /// The fields that none has: what Sidekiq's client takes out again (`TRANSIENT_ATTRIBUTES`).
+    pub transient: Vec<String>,
     /// How the installed Sidekiq writes times.
     pub milliseconds: bool,
 }
@@ -99,11 +105,14 @@ pub struct Claimed {
     pub pushed: u64,
     /// Whether there may be more.
     pub more: bool,
+    /// Whether the instance has a lease. Without one nothing is claimed: what is due is then for others to push.
+    pub leased: bool,
 }
 
 /// The scheduler's side of an engine: one call at a time.
 pub(crate) struct Due {
     link: Link,
+    timeout: Duration,
     /// The number of the last claim. It goes on under a new identity.
     call: u64,
     identity: String,
@@ -111,6 +120,8 @@ pub(crate) struct Due {
     held: HashSet<Vec<u8>>,
     /// Redis may have more under this identity than is held: an answer was lost.
     unsure: bool,
+    /// The last call has got no answer.
+    away: bool,
 }
 
 #[derive(PartialEq)]
@@ -125,14 +136,28 @@ enum Claim {
 
 impl Due {
     pub fn new(shared: &Shared) -> Self {
-        let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
+        let timeout = shared.settings.pace().step.clamp(LEAST, MOST);
         Self {
             link: Link::new(shared.settings.redis.clone(), timeout),
+            timeout,
             call: 0,
             identity: String::new(),
             held: HashSet::new(),
             unsure: false,
+            away: false,
         }
+    }
+
+    /// Makes a call, and once more where the connection broke at once: it may have been dead for long. Sidekiq waits for its
+    /// poller when it shuts down, so a Redis that does not answer is not waited for twice.
+    fn twice<T>(&mut self, mut call: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        let began = Instant::now();
+        let answer = match call(self) {
+            Err(Error::Connection(_)) if began.elapsed() < self.timeout / 2 => call(self),
+            answer => answer,
+        };
+        self.away = matches!(answer, Err(Error::Connection(_)));
+        answer
     }
 
     /// Claims jobs of a set that are due at `until`, as it would be written to Redis.
@@ -146,20 +171,24 @@ impl Due {
             self.held.clear();
             self.unsure = false;
         }
-        let claim = match self.try_claim(shared, set, until) {
-            // A connection that has broken while nobody used it. What the first copy may have claimed is put back first.
-            Err(Error::Connection(_)) => self.try_claim(shared, set, until)?,
-            claim => claim?,
-        };
-        let Fenced::Alive(Claim::Done { before, more, jobs }) = claim else {
-            return Ok(Claimed::default());
+        // What a first copy may have claimed is put back first.
+        let claim = self.twice(|due| due.try_claim(shared, set, until))?;
+        let (before, more, jobs) = match claim {
+            Fenced::Lost => return Ok(Claimed::default()),
+            Fenced::Alive(Claim::Stale) => (0, false, Vec::new()),
+            Fenced::Alive(Claim::Done { before, more, jobs }) => (before, more, jobs),
         };
         // A copy that came late has taken jobs that nobody holds.
         self.unsure |= before > self.held.len() as u64;
         self.held.extend(jobs.iter().map(|(token, _)| token.clone()));
         match straight {
             Some(straight) => self.push_straight(shared, straight, jobs, more),
-            None => Ok(Claimed { jobs, pushed: 0, more }),
+            None => Ok(Claimed {
+                jobs,
+                pushed: 0,
+                more,
+                leased: true,
+            }),
         }
     }
 
@@ -202,6 +231,7 @@ impl Due {
             jobs: jobs.collect(),
             pushed,
             more,
+            leased: true,
         })
     }
 
@@ -213,11 +243,8 @@ impl Due {
                 return Ok(done);
             }
             failpoint::reach("before_settle_due");
-            let settled = match settle(&mut self.link, &shared.keys, &self.identity, piece) {
-                // By its tokens a repetition finds what the first copy has left.
-                Err(Error::Connection(_)) => settle(&mut self.link, &shared.keys, &self.identity, piece),
-                settled => settled,
-            };
+            // By its tokens a repetition finds what the first copy has left.
+            let settled = self.twice(|due| settle(&mut due.link, &shared.keys, &due.identity, piece));
             failpoint::reach("after_settle_due");
             let Fenced::Alive(outcomes) = settled.inspect_err(|_| self.unsure = true)? else {
                 shared.lose(&self.identity);
@@ -245,8 +272,12 @@ impl Due {
     pub fn end(&mut self, shared: &Shared) -> Result<()> {
         let ended = if self.held.is_empty() && !self.unsure {
             Ok(())
+        } else if std::mem::take(&mut self.away) {
+            // That is told already. It goes back with the next claim, or when this instance has left.
+            self.unsure = true;
+            Ok(())
         } else if Self::leased(shared).is_some_and(|identity| identity == self.identity) {
-            self.put_back(shared)
+            self.twice(|due| due.put_back(shared))
         } else {
             Ok(())
         };
@@ -255,20 +286,9 @@ impl Due {
     }
 
     fn put_back(&mut self, shared: &Shared) -> Result<()> {
+        self.unsure = true;
         let mut returning = Returning::own(&self.identity);
-        // Once more, as with every call.
-        let mut failed = false;
-        loop {
-            match returning.step(&mut self.link, &shared.keys) {
-                Ok(None) => failed = false,
-                Ok(Some(_)) => break,
-                Err(Error::Connection(_)) if !failed => failed = true,
-                Err(error) => {
-                    self.unsure = true;
-                    return Err(error);
-                }
-            }
-        }
+        while returning.step(&mut self.link, &shared.keys)?.is_none() {}
         self.held.clear();
         self.unsure = false;
         Ok(())
@@ -283,7 +303,7 @@ impl Due {
 /// The payload as Sidekiq's client would push it, and the queue. `None` for one of which it would change anything but
 /// `enqueued_at`, or that it would refuse: that is for the client itself.
 fn enqueued(job: &[u8], straight: &Straight, now: Duration) -> Option<(Vec<u8>, Vec<u8>)> {
-    let place = payload::place_of_enqueued_at(job, &straight.defaults)?;
+    let place = payload::place_of_enqueued_at(job, &straight.defaults, &straight.transient)?;
     let timestamps = if straight.milliseconds {
         Timestamps::Milliseconds
     } else {
@@ -450,6 +470,7 @@ mod tests {
     fn pushed(job: &str, milliseconds: bool) -> Option<(String, String)> {
         let straight = Straight {
             defaults: vec!["retry".into(), "queue".into()],
+            transient: vec!["client_class".into()],
             milliseconds,
         };
         let (queue, payload) = enqueued(job.as_bytes(), &straight, Duration::from_micros(1_732_570_000_123_456))?;
@@ -495,6 +516,7 @@ mod tests {
             JOB.replace("1e2", "1e400"),
             JOB.replace("1e2", r#""\ud800""#),
             with(r#""at":12.5"#),
+            with(r#""client_class":null"#),
             with(r#""queue":"high""#),
             with(r#""tags":"a""#),
             with(r#""retry_for":2000000000"#),

@@ -287,7 +287,7 @@ impl Engine {
     }
 
     /// Claims jobs of Sidekiq's `set` whose score is `until` at most: they are this instance's to push. With `straight` those
-    /// that need nothing of Ruby's have gone to their queues already. Takes as long as Redis takes.
+    /// that need nothing of Ruby's have gone to their queues already. Without a lease it claims nothing, and says so. Takes as long as Redis takes.
     ///
     /// # Errors
     /// `Error::Connection`, `Error::Refused` when Redis fails twice; what is claimed by then goes back with the next call.

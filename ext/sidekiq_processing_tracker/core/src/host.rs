@@ -58,7 +58,9 @@ impl Process {
             return None;
         }
         let stat = Stat::read(&proc.join("self/stat"))?;
-        if stat.pid != pid {
+        // An emulator (qemu-user) makes up what a process reads of itself there. Others would see what is true.
+        let seen = Stat::read(&proc.join(format!("self/task/{pid}/stat")))?;
+        if stat.pid != pid || (seen.pid, seen.started) != (pid, stat.started) {
             return None;
         }
         let (boot_id, pid_namespace) = (text("sys/kernel/random/boot_id")?, namespace("self/ns/pid")?);
@@ -369,8 +371,13 @@ impl Neighbours {
             let (_, mut entries) = next();
             let own = entries.iter().find(|entry| entry.identity == identity.as_bytes());
             let since = own.map_or(0, |own| own.registered_at);
-            // One that has come meanwhile is no predecessor: it takes over from us.
-            entries.retain(|entry| entry.registered_at < since);
+            // One that has come meanwhile is no predecessor: it takes over from us. Nor is this very process, which registered
+            // before and got no answer.
+            let here = self
+                .here
+                .as_ref()
+                .map(|here| (here.pid, here.started, here.place.clone()));
+            entries.retain(|entry| entry.registered_at < since && (here.is_none() || entry.process != here));
             self.predecessors = entries;
         }
         Ok(())
@@ -454,6 +461,7 @@ mod tests {
             fake.write("sys/kernel/hostname", "web-1\n");
             fake.write("self/status", &format!("Name:\truby\nNSpid:\t{pid}\n"));
             fake.write("self/stat", &stat(pid, 'S', 8, 4711));
+            fake.write(&format!("self/task/{pid}/stat"), &stat(pid, 'R', 8, 4711));
             fake.link("self/ns/pid", "pid:[4026531836]");
             fake.link("self/ns/time", "time:[4026531834]");
             fake
@@ -524,12 +532,14 @@ mod tests {
     #[test]
     fn a_kernel_that_tells_nothing_makes_nothing_certain() {
         assert_eq!(Process::this(Path::new("/nowhere")), None);
+        let task = format!("self/task/{}/stat", std::process::id());
         for missing in [
             "sys/kernel/random/boot_id",
             "sys/kernel/hostname",
             "self/status",
             "self/stat",
             "self/ns/pid",
+            &task,
         ] {
             let fake = Fake::of_this_process();
             fs::remove_file(fake.path().join(missing)).unwrap();
@@ -553,6 +563,20 @@ mod tests {
         let fake = Fake::of_this_process();
         fake.write("self/status", "Name:\truby\n");
         assert_eq!(Process::this(fake.path()), None);
+    }
+
+    #[test]
+    fn a_start_that_an_emulator_makes_up_makes_nothing_certain() {
+        let pid = std::process::id();
+        for (file, text) in [
+            ("self/stat".to_owned(), stat(pid, 'S', 8, 0)),
+            (format!("self/task/{pid}/stat"), stat(pid, 'S', 8, 4712)),
+            (format!("self/task/{pid}/stat"), stat(pid + 1, 'S', 8, 4711)),
+        ] {
+            let fake = Fake::of_this_process();
+            fake.write(&file, &text);
+            assert_eq!(Process::this(fake.path()), None, "{file}: {text}");
+        }
     }
 
     #[test]

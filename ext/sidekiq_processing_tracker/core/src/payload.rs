@@ -91,10 +91,10 @@ pub struct Enqueuing {
 }
 
 /// Reads a job that Sidekiq's client would push with no change but that of `enqueued_at`. `None` for any other: one that it
-/// would refuse (no class, no arguments), add fields to (an id, one of its `defaults`), schedule (`at`) or read in another way
-/// than it is written (a field that comes twice). In doubt that client decides.
+/// would refuse (no class, no arguments), add fields to (an id, one of its `defaults`), take fields from (`transient`), schedule
+/// (`at`) or read in another way than it is written (a field that comes twice). In doubt that client decides.
 #[must_use]
-pub fn place_of_enqueued_at(payload: &[u8], defaults: &[String]) -> Option<Enqueuing> {
+pub fn place_of_enqueued_at(payload: &[u8], defaults: &[String], transient: &[String]) -> Option<Enqueuing> {
     // Ruby refuses some of what can be skipped here without looking into it, and reads no bytes that are not UTF-8.
     let text = std::str::from_utf8(payload).ok()?;
     let fields: Fields = serde_json::from_str(text).ok()?;
@@ -115,6 +115,7 @@ pub fn place_of_enqueued_at(payload: &[u8], defaults: &[String]) -> Option<Enque
             value == "null" || value == "false" || value.parse::<u32>().is_ok_and(|seconds| seconds <= 1_000_000_000)
         })
         && !fields.0.contains_key("at")
+        && !transient.iter().any(|name| fields.0.contains_key(&name[..]))
         && defaults.iter().all(|name| fields.0.contains_key(&name[..]))
         && serde_json::from_str::<serde_json::Value>(text).is_ok();
     let queue = text_of("queue").filter(|_| regular)?;

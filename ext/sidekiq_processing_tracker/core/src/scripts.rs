@@ -760,7 +760,7 @@ pub(crate) fn forbidden<'a>(
 pub type Index = (Option<u64>, Vec<(Vec<u8>, Vec<u8>)>);
 
 /// Keeps an instance in the indexes in which others look for it, for as long as `lives` from now on. Answers for each what
-/// stands there, `most` instances at most.
+/// stands there, `most` instances at most and its own.
 ///
 /// # Errors
 /// As for `register`.

@@ -17,7 +17,9 @@ use processing_tracker_core::events::Event;
 use processing_tracker_core::host::{Process, PROC};
 use processing_tracker_core::settings::Settings;
 use redis::Commands;
+use support::lua;
 use support::process::{Instance, Options};
+use support::proxy::{relay, Action, Proxy, Request};
 use support::redis_server::{Options as ServerOptions, RedisServer};
 use support::tracker::{
     assert_at_rest, in_flight, instances, is_found_dead, is_lease_lost, is_recovered, job, keys, queue, settings,
@@ -46,6 +48,12 @@ fn child(server: &RedisServer, instance_id: &str) -> Options {
         .set("proc", PROC)
 }
 
+/// A test that cannot be run here. With `TRACKER_ALL_TESTS` that is a failure.
+fn skip(why: &str) {
+    assert!(std::env::var_os("TRACKER_ALL_TESTS").is_none(), "cannot run: {why}");
+    eprintln!("skipped: {why}");
+}
+
 /// Whether this may be done here: root in a container may lack the rights.
 fn may(command: &[&str]) -> bool {
     let status = Command::new(command[0])
@@ -55,7 +63,7 @@ fn may(command: &[&str]) -> bool {
         .status();
     let may = status.is_ok_and(|status| status.success());
     if !may {
-        eprintln!("skipped: it needs root and the right to {command:?}");
+        skip(&format!("it needs root and the right to {command:?}"));
     }
     may
 }
@@ -350,6 +358,53 @@ fn an_exclusive_label_whose_holder_is_seen_to_live_is_not_taken_over() {
     assert_found(&server, &second, &job("held"));
 }
 
+/// Its registration was done, though the answer was lost, and another was made: that is nobody else.
+#[test]
+fn an_exclusive_label_is_not_taken_from_oneself() {
+    let server = RedisServer::start();
+    let mut registrations = 0;
+    // A script that Redis does not know yet is sent twice: by its hash, and whole.
+    let proxy = Proxy::start(server.socket_path(), move |request: &Request| {
+        registrations += usize::from(lua::is_call(request, &lua::REGISTER));
+        if registrations == 2 && lua::is_call(request, &lua::REGISTER) {
+            return Action::drop_reply();
+        }
+        relay(request)
+    });
+    let tracker = Tracker::registered(Settings {
+        exclusive: true,
+        ..Settings {
+            redis: support::tracker::target(&proxy.socket_path()),
+            ..watchful(&server, "shop-0")
+        }
+    });
+    assert_eq!(proxy.counts().faults(), 1);
+    eventually(SOON, "both stand in the index of the label", || {
+        server.connect().hlen::<_, u64>(keys().label("shop-0")).unwrap() == 2
+    });
+    thread::sleep(A_WHILE);
+    let warned = |event: &Event| matches!(event, Event::Warning(text) if text.contains("exclusive_instance_id"));
+    assert_eq!(tracker.count(warned), 0, "{:?}", tracker.told());
+    assert_eq!(tracker.count(is_found_dead), 0);
+    assert!(tracker.leave(SOON));
+}
+
+/// However many there are of it, a new process knows since when it is there itself.
+#[test]
+fn an_exclusive_label_that_has_many_entries_is_taken_over_too() {
+    let server = RedisServer::start();
+    let index = keys().label("shop-0");
+    let mut connection = server.connect();
+    for i in 0..1000 {
+        let () = connection.hset(&index, format!("gone{i}"), "1").unwrap();
+    }
+    let next = Tracker::registered(alone_too(&server));
+    eventually(SOON, "those it has looked at are gone", || {
+        connection.hlen::<_, usize>(&index).unwrap() <= 1001 - 63
+    });
+    assert!(next.leave(SOON));
+}
+
 /// Starts it as the first process of a pid namespace of its own.
 const OWN_PIDS: [&str; 5] = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
 
@@ -425,7 +480,7 @@ fn a_proc_of_another_namespace_is_of_no_use() {
 #[test]
 fn what_hidepid_hides_is_not_dead() {
     let hide =
-        "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --clear-groups --pdeathsig KILL \"$@\"";
+        "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --regid=65534 --clear-groups --pdeathsig KILL \"$@\"";
     let hidden = ["unshare", "--mount", "sh", "-c", hide, "sh"];
     if !may(&[&hidden[..], &["sh", "-c", "! test -e /proc/1"]].concat()) {
         return;
@@ -453,7 +508,7 @@ fn no_clock_that_is_set_makes_a_process_another_one() {
         .into_iter()
         .find(|path| std::path::Path::new(path).exists());
     let Some(library) = library else {
-        eprintln!("skipped: it needs the package faketime");
+        skip("it needs the package faketime");
         return;
     };
     let server = ServerOptions::default().fake_clock().start();
@@ -534,5 +589,9 @@ fn a_crowd_on_one_host_is_looked_at_in_part_only() {
     };
     // On a busy machine a registration may get no answer in time, and another is made.
     assert!(lists[0].0 >= Some(1001));
-    assert_eq!(lists[0].1.len(), 64);
+    // And its own.
+    let own = |(identity, _): &&(Vec<u8>, Vec<u8>)| *identity == watcher.identity().as_bytes();
+    let count = lists[0].1.iter().filter(own).count();
+    assert_eq!(count, 1);
+    assert!((64..=65).contains(&lists[0].1.len()));
 }

@@ -223,22 +223,26 @@ impl Engine {
         })
     }
 
-    /// `#claim_due(set, until, defaults, milliseconds)`: claims jobs of Sidekiq's set whose score is `until` at most. Answers
+    /// `#claim_due(set, until, defaults, transient, milliseconds)`: claims jobs of Sidekiq's set whose score is `until` at most. Answers
     /// whether there may be more, how many have gone to their queues, and token and payload of each that is the caller's to
     /// push. Some go to their queues at once where `defaults` is given: the fields that Sidekiq's client would add where they are
-    /// missing; it writes times in milliseconds, or seconds. Waits without the GVL.
+    /// missing, and `transient`, those that it would take out; it writes times in milliseconds, or seconds. nil where this process has no lease, so that nothing is its to claim. Waits
+    /// without the GVL.
     pub fn claim_due(
         ruby: &Ruby,
         this: &Self,
         set: RString,
         until: RString,
         defaults: Option<RArray>,
+        transient: RArray,
         milliseconds: bool,
-    ) -> Result<RArray, Error> {
+    ) -> Result<Option<RArray>, Error> {
         errors::guard(ruby, || {
             let answer = ruby.ary_new_capa(3);
             let jobs = ruby.ary_new();
-            let straight = defaults.map(|names| straight(names, milliseconds)).transpose()?;
+            let straight = defaults
+                .map(|names| straight(names, transient, milliseconds))
+                .transpose()?;
             let claimed = match this.of_this_process() {
                 None => Claimed::default(),
                 Some(engine) => {
@@ -246,6 +250,9 @@ impl Engine {
                     gvl::run(ruby, move |_| engine.claim_due(&set, &until, straight.as_ref()))?
                 }
             };
+            if !claimed.leased {
+                return Ok(None);
+            }
             for (token, payload) in &claimed.jobs {
                 let job = ruby.ary_new_capa(2);
                 job.push(ruby.str_from_slice(token))?;
@@ -255,7 +262,7 @@ impl Engine {
             answer.push(claimed.more)?;
             answer.push(claimed.pushed)?;
             answer.push(jobs)?;
-            Ok(answer)
+            Ok(Some(answer))
         })
     }
 
@@ -351,9 +358,13 @@ fn job(ruby: &Ruby, taken: &Taken, encoding: Value) -> Result<Value, Error> {
     Ok(job.as_value())
 }
 
-fn straight(names: RArray, milliseconds: bool) -> Result<Straight, Error> {
-    let defaults = names.into_iter().map(String::try_convert).collect::<Result<_, _>>()?;
-    Ok(Straight { defaults, milliseconds })
+fn straight(defaults: RArray, transient: RArray, milliseconds: bool) -> Result<Straight, Error> {
+    let names = |array: RArray| array.into_iter().map(String::try_convert).collect::<Result<_, _>>();
+    Ok(Straight {
+        defaults: names(defaults)?,
+        transient: names(transient)?,
+        milliseconds,
+    })
 }
 
 /// A copy of the bytes.

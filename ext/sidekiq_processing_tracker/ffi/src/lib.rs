@@ -42,7 +42,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     class.define_method("ack", method!(engine::Engine::ack, 1))?;
     class.define_method("release", method!(engine::Engine::release, 1))?;
     class.define_method("requeue", method!(engine::Engine::requeue, 2))?;
-    class.define_method("claim_due", method!(engine::Engine::claim_due, 4))?;
+    class.define_method("claim_due", method!(engine::Engine::claim_due, 5))?;
     class.define_method("settle_due", method!(engine::Engine::settle_due, 1))?;
     class.define_method("end_due", method!(engine::Engine::end_due, 0))?;
     class.define_method("next_event", method!(engine::Engine::next_event, 1))?;

@@ -7,13 +7,18 @@ module Sidekiq
     #
     # @api private
     module DeadSetLimits
+      # Limits that no dead set comes to.
+      NONE = {dead_max_jobs: 1 << 40, dead_timeout_ms: 1 << 50}.freeze
+
       class << self
+        # @param known [Boolean] false: Sidekiq's settings need not be those of the servers, so nothing may be lost by them.
+        #   (Sidekiq trims by itself with the next job that dies in a server.)
         # @return [Hash{Symbol => Object}] a part of what {Native::Engine.start} takes
         # @raise [ConfigurationError] when Sidekiq's own setting cannot be used
-        def to_native
+        def to_native(known: true)
           {
-            dead_max_jobs: number(:dead_max_jobs).to_i,
-            dead_timeout_ms: (number(:dead_timeout_in_seconds) * 1000).to_i,
+            dead_max_jobs: known ? number(:dead_max_jobs).to_i : NONE[:dead_max_jobs],
+            dead_timeout_ms: known ? (number(:dead_timeout_in_seconds) * 1000).to_i : NONE[:dead_timeout_ms],
             timestamps: timestamps
           }
         end

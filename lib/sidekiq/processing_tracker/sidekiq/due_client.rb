@@ -7,6 +7,8 @@ module Sidekiq
     # Sidekiq's client, all of it but for the last step: instead of sending a job to Redis it says where it would go, so that
     # the engine can send it there and take it off the record in one.
     #
+    # Errors of Sidekiq's own quote the job. They go to the error handlers, and so into the log, where no arguments may be.
+    #
     # @api private
     class DueClient < ::Sidekiq::Client
       # What Sidekiq's client asks of Redis in order to push, noted down.
@@ -48,6 +50,15 @@ module Sidekiq
           DeadSetLimits.timestamps == "milliseconds"
         end
 
+        # @param payload [String]
+        # @return [Object] what Sidekiq's JSON reads in it
+        # @raise [ArgumentError]
+        def read(payload)
+          ::Sidekiq.load_json(payload)
+        rescue => error
+          raise ArgumentError, "its payload is no JSON that can be read (#{error.class})", cause: nil
+        end
+
         # @param error [StandardError]
         # @return [Boolean] whether it makes no sense to go on with the next job
         def away?(error)
@@ -64,6 +75,24 @@ module Sidekiq
         @note = Note.new
         push(item)
         @note.target || ["", "", "", ""]
+      end
+
+      # @param item [Object]
+      # @return [void]
+      # @raise [ArgumentError] as Sidekiq's, without the job
+      def validate(item)
+        super
+      rescue ArgumentError => error
+        raise ArgumentError, error.message.partition(": `").first, cause: nil
+      end
+
+      # @param item [Hash]
+      # @return [void]
+      # @raise [ArgumentError] as Sidekiq's, without the argument
+      def verify_json(item)
+        super
+      rescue ArgumentError
+        raise ArgumentError, "Job arguments to #{item["wrapped"] || item["class"]} must be native JSON types", cause: nil
       end
 
       private

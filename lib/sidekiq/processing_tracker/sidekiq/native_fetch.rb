@@ -109,8 +109,11 @@ module Sidekiq
         end
       end
 
-      def claimed_job(crew)
-        job = Thread.handle_interrupt(WHILE_WAITING) { next_claimed_job(crew) }
+      # @param crew [Integer]
+      # @param timeout [Integer] how long to wait for a job, milliseconds
+      # @return [ClaimedJob, nil]
+      def claimed_job(crew, timeout = TIMEOUT)
+        job = Thread.handle_interrupt(WHILE_WAITING) { next_claimed_job(crew, timeout) }
         return job if job
 
         sleep(PAUSE) if job == false
@@ -118,9 +121,9 @@ module Sidekiq
       end
 
       # @return [ClaimedJob, nil, false] false where no job will come any more
-      def next_claimed_job(crew)
+      def next_claimed_job(crew, timeout)
         engine, source = @processing_tracker_engine, @processing_tracker_source
-        handle, queue_name, payload = job = engine.next_job(crew, TIMEOUT, source.encoding)
+        handle, queue_name, payload = job = engine.next_job(crew, timeout, source.encoding)
         return job unless job
 
         UnitOfWork.current = ClaimedJob.new(engine, handle, queue_name, payload, source.config)

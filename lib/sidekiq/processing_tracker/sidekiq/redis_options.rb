@@ -22,14 +22,28 @@ module Sidekiq
       PORTS = (1..65_535)
       MASTER_ROLES = [nil, "master"].freeze
 
-      # What to call a URL's parts in a message.
+      # What to call a value in a message that may be a secret.
       HIDDEN = "(not shown)"
+      # What only a piece of a URL has in it, and that may be the piece with the password.
+      PIECE_OF_URL = %r{[@:/]}
 
       # @param options [String, Hash]
       def initialize(options)
         options = {url: options} if options.is_a?(String)
         @options = options.transform_keys { |key| key.to_s.to_sym }.compact
       end
+
+      # @param name [String, nil] of a host, or of a master that Sentinels know
+      # @return [Boolean] whether it can be one: a URL in its place would be shown, with the password in it
+      def self.name?(name)
+        name.nil? || !name.match?(%r{[@/]})
+      end
+
+      # @return [String] the class and no value
+      def inspect
+        "#<#{self.class}>"
+      end
+      alias_method :to_s, :inspect
 
       # @return [RedisSettings]
       # @raise [ConfigurationError]
@@ -69,6 +83,7 @@ module Sidekiq
 
       def parse(url)
         uri = URI.parse(url)
+        complain(unreadable_url) if astray?(uri)
         case uri.scheme
         when "redis", "rediss"
           {host: uri_host(uri), port: uri.port, db: uri_db(uri), tls: uri.scheme == "rediss", **uri_credentials(uri)}.compact
@@ -77,8 +92,21 @@ module Sidekiq
         end
       rescue URI::Error, ArgumentError
         # Their messages repeat what they were given.
-        complain("url cannot be read #{HIDDEN}: allowed are URLs like redis://host:6379/0 and unix:///path/to/socket; " \
-          "special characters in user name and password are percent-encoded")
+        complain(unreadable_url)
+      end
+
+      def unreadable_url
+        "url cannot be read #{HIDDEN}: allowed are URLs like redis://host:6379/0 and unix:///path/to/socket; " \
+          "special characters in user name and password are percent-encoded"
+      end
+
+      # An / ? or # of a password that is not encoded ends the host for URI, and the rest of the password becomes the path.
+      # (A socket's path may well have an @ in it, but nothing stands before it.)
+      def astray?(uri)
+        return false unless %w[redis rediss unix].include?(uri.scheme)
+
+        rest = [uri.path, uri.query, uri.fragment].join
+        !uri.opaque.nil? || (rest.include?("@") && (uri.scheme != "unix" || !uri.host.to_s.empty?))
       end
 
       def uri_host(uri)
@@ -105,10 +133,10 @@ module Sidekiq
       end
 
       def address(parts)
-        return {path: string(:path, parts[:path])} if parts[:path]
+        return {path: path(parts[:path])} if parts[:path]
         return sentinels(parts) if @options.key?(:sentinels)
 
-        {host: parts[:host] && string(:host, parts[:host]), port: parts[:port] && port(parts[:port])}
+        {host: parts[:host] && host(:host, parts[:host]), port: parts[:port] && port(parts[:port])}
       end
 
       # As redis-client: the host of the url is the name, and what the url says of a login is the master's.
@@ -117,6 +145,7 @@ module Sidekiq
         complain("sentinels is a #{list.class}: allowed is a list of Hashes and URLs that is not empty") unless list.is_a?(Array) && list.any?
         name = @options[:name] || @options[:master_name] || parts[:host]
         complain("sentinels need a name: name, or the host of the url, is that of the master") unless name.is_a?(String) && !name.empty?
+        complain("the name of the master is #{HIDDEN}: allowed is a name without / and @") unless self.class.name?(name)
         {master: name, sentinels: list.map { |sentinel| sentinel(sentinel) }}
       end
 
@@ -130,7 +159,7 @@ module Sidekiq
         login = credentials({username: @options[:sentinel_username], password: @options[:sentinel_password]}.merge(parts.slice(:username, :password)))
         username = login[:username] unless login[:username] == RedisSettings::DEFAULT_USERNAME
         # Those of rediss:// are the master's: sentinels are asked so where ssl says it, or their own URL.
-        RedisSettings::Sentinel.new(host: string("sentinels: host", parts[:host]), port: port(parts[:port]), username: username,
+        RedisSettings::Sentinel.new(host: host("sentinels: host", parts[:host]), port: port(parts[:port]), username: username,
           secret: RedisSecret.of(login[:password], username), tls: tls(parts[:tls]))
       end
 
@@ -141,24 +170,40 @@ module Sidekiq
         complain(error.message)
       end
 
+      def path(value)
+        return string(:path, value) unless value.to_s.include?("://")
+
+        complain("path is #{HIDDEN}: allowed is the path of a socket; a URL belongs into url")
+      end
+
+      def host(name, value)
+        return string(name, value) if self.class.name?(value.to_s)
+
+        complain("#{name} is #{HIDDEN}: allowed is a name or an address, without / and @; a URL belongs into url")
+      end
+
       def string(name, value)
         return value if value.is_a?(String) && !value.empty?
 
-        complain("#{name} is #{value.inspect}: allowed is a String that is not empty")
+        complain("#{name} is #{shown(value)}: allowed is a String that is not empty")
+      end
+
+      def shown(value)
+        value.to_s.match?(PIECE_OF_URL) ? HIDDEN : value.inspect
       end
 
       def port(value)
         number = integer(value)
         return number if number && PORTS.cover?(number)
 
-        complain("port is #{value.inspect}: allowed is a number from #{PORTS.min} to #{PORTS.max}")
+        complain("port is #{shown(value)}: allowed is a number from #{PORTS.min} to #{PORTS.max}")
       end
 
       def db(value)
         number = value.nil? ? 0 : integer(value)
         return number if number && !number.negative?
 
-        complain("db is #{value.inspect}: allowed is a number, 0 or more")
+        complain("db is #{shown(value)}: allowed is a number, 0 or more")
       end
 
       def integer(value)
@@ -185,11 +230,12 @@ module Sidekiq
         value = @options[key]
         return if value.nil? || (value.is_a?(Numeric) && value.positive?)
 
-        complain("#{key} is #{value.inspect}: allowed is a number of seconds above 0")
+        complain("#{key} is #{shown(value)}: allowed is a number of seconds above 0")
       end
 
+      # Without what led to it, which is shown with an error and may repeat what was given.
       def complain(text)
-        raise ConfigurationError, "redis_options: #{text}"
+        raise ConfigurationError, "redis_options: #{text}", cause: nil
       end
     end
   end

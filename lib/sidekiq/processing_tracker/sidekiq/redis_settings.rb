@@ -56,7 +56,7 @@ module Sidekiq
         # @return [RedisSettings]
         # @raise [ConfigurationError] when Sidekiq uses what the native library cannot
         def from_sidekiq
-          ::Sidekiq.redis { |conn| SidekiqsRedis.settings(conn) }
+          SidekiqsRedis.connection { |conn| SidekiqsRedis.settings(conn) }
         end
 
         # @param options [String, Hash] redis_options, right or wrong

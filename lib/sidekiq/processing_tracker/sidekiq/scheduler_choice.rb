@@ -8,6 +8,11 @@ module Sidekiq
     #
     # @api private
     class SchedulerChoice
+      # Methods of Sidekiq's scheduler whose replacement means that somebody wants due jobs to be moved in another way.
+      METHODS = %i[enqueue_jobs zpopbyscore].freeze
+
+      private_constant :METHODS
+
       # @param option [Symbol] what `config.scheduler` says
       # @param poller [Sidekiq::Scheduled::Poller]
       # @param queues [RedisSettings, nil] where Sidekiq's queues are, if that is another Redis than the tracker's
@@ -62,18 +67,26 @@ module Sidekiq
         first = stock.ancestors.first
         return "#{first} is put before Sidekiq's scheduler" unless first == stock
 
-        "#{stock}#enqueue_jobs is not Sidekiq's own" unless Stock.own?(stock, :enqueue_jobs)
+        # A version to come may do without the private one.
+        changed = METHODS.find { |name| (stock.method_defined?(name) || stock.private_method_defined?(name)) && !Stock.own?(stock, name) }
+        "#{stock}##{changed} is not Sidekiq's own" if changed
       end
 
       # Where jobs go is the engine's business then.
       def client
         changed = %i[push raw_push atomic_push].find { |name| !Stock.client?(name) }
-        "#{::Sidekiq::Client}##{changed} is not Sidekiq's own" if changed
+        return "#{::Sidekiq::Client}##{changed} is not Sidekiq's own" if changed
+
+        # The scheduler of 6.5 pushes by this one.
+        "#{::Sidekiq::Client}.push is not Sidekiq's own" unless ::Sidekiq.respond_to?(:default_configuration) || Stock.client_class?(:push)
       end
 
+      # Somebody may have extended the very object.
       def extensions
         foreign = @enqueuer.singleton_class.included_modules - @enqueuer.class.included_modules - [Scheduler]
-        foreign.map { |extension| "#{extension} extends Sidekiq's scheduler" }
+        changed = METHODS & @enqueuer.singleton_class.then { |own| own.instance_methods(false) + own.private_instance_methods(false) }
+        foreign.map { |extension| "#{extension} extends Sidekiq's scheduler" } +
+          changed.map { |name| "#{name} of Sidekiq's scheduler is not its own" }
       end
     end
   end

@@ -16,10 +16,11 @@ module Sidekiq
       def retrieve_work
         return super unless @processing_tracker_engine
 
-        crew = throttled_crew
+        cool = cool_queues
+        crew = crew_without(cool)
         return sleep(NativeFetch::PAUSE) && nil unless crew
 
-        job = claimed_job(crew)
+        job = claimed_job(crew, cool.empty? ? NativeFetch::TIMEOUT : cooldown_timeout)
         return unless job
         return admit(job) unless ::Sidekiq::Throttled.throttled?(job.job)
 
@@ -43,11 +44,23 @@ module Sidekiq
         UnitOfWork.give_up(job)
       end
 
-      # Queues whose jobs were throttled often are left alone for a while: a crew for each set of queues that remains.
+      # @return [Array<String>] queues whose jobs were throttled often: they are left alone for a while
+      def cool_queues
+        (::Sidekiq::Throttled.cooldown&.queues || []).map { |queue| queue.delete_prefix("queue:") }
+      end
+
+      # A processor that waits for the other queues is not to miss the end of that while. (With Sidekiq's own fetch it does.)
       #
+      # @return [Integer] milliseconds
+      def cooldown_timeout
+        [(::Sidekiq::Throttled.config.cooldown_period * 1_000).ceil, NativeFetch::TIMEOUT].min
+      end
+
+      # A crew for each set of queues that remains.
+      #
+      # @param cool [Array<String>]
       # @return [Integer, nil] nil where no queue remains
-      def throttled_crew
-        cool = (::Sidekiq::Throttled.cooldown&.queues || []).map { |queue| queue.delete_prefix("queue:") }
+      def crew_without(cool)
         return @processing_tracker_crew if cool.empty?
 
         queues = @processing_tracker_source.queues - cool

@@ -21,6 +21,8 @@ while got < most and bytes < 1048576 do
   local found = redis.call('ZRANGEBYSCORE', set, '-inf', ARGV[2], 'WITHSCORES', 'LIMIT', 0, size)
   local fields, members = {}, {}
   for i = 1, #found, 2 do
+    -- They may be larger than those before.
+    if bytes >= 1048576 then break end
     got = got + 1
     bytes = bytes + #found[i]
     local token = call .. '-' .. got .. ' ' .. found[i + 1] .. ' ' .. name
@@ -33,7 +35,7 @@ while got < most and bytes < 1048576 do
     redis.call('HSET', due, unpack(fields))
     redis.call('ZREM', set, unpack(members))
   end
-  if #members < size then return answer end
+  if #found < 2 * size and 2 * #members == #found then return answer end
 end
 answer[3] = 1
 return answer
