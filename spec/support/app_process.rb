@@ -155,10 +155,13 @@ class AppProcess
     self
   end
 
-  # SIGSTOP.
+  # SIGSTOP, see {OwnProcess#pause}.
   #
   # @return [self]
-  def pause = signal(:STOP)
+  def pause
+    process.pause
+    self
+  end
 
   # @return [self]
   def resume = signal(:CONT)

@@ -32,8 +32,15 @@ class OwnProcess
     wait
   end
 
+  # SIGSTOP. Returns when it stands still: on a busy machine its threads go on for some milliseconds, and take a job or
+  # answer a command meanwhile.
+  #
   # @return [self]
-  def pause = signal(:STOP)
+  def pause
+    signal(:STOP)
+    Eventually.eventually("the stop of process #{pid}") { reap(Process::WUNTRACED) } if pid
+    self
+  end
 
   # @return [self]
   def resume = signal(:CONT)
@@ -53,9 +60,10 @@ class OwnProcess
 
   private
 
-  def reap
+  def reap(flags = 0)
     return status unless pid
-    return unless Process.wait(pid, Process::WNOHANG)
+    return unless Process.wait(pid, Process::WNOHANG | flags)
+    return $? if $?.stopped?
 
     @status = $?
     @pid = nil
