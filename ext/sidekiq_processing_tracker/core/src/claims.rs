@@ -26,9 +26,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The shortest and the longest pause between two looks where Redis tells of nothing.
 const POLLS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
-/// The pause after the first wake-up in vain, and the longest pause for each `HEARING` instances there are.
+/// The pause after the first wake-up in vain, and the longest pause for each instance there is.
 const DEAF: Duration = Duration::from_millis(10);
-/// So few instances may all be woken by each push: it costs Redis less than a job costs that finds all of them deaf.
+/// So few instances may all be woken by each push: a push that finds all of them deaf waits for the first that is not any more.
 const HEARING: u64 = 4;
 
 pub(crate) fn run(shared: Arc<Shared>) {
@@ -385,7 +385,8 @@ impl Claims {
             self.watch.deaf = Duration::ZERO;
             self.watch.deaf_until = None;
         } else if asked > 0 && woken {
-            let most = DEAF.saturating_mul(u32::try_from(instances / HEARING).unwrap_or(u32::MAX));
+            let many = if instances > HEARING { instances } else { 0 };
+            let most = DEAF.saturating_mul(u32::try_from(many).unwrap_or(u32::MAX));
             self.watch.deaf = (self.watch.deaf * 2).clamp(DEAF.min(most), most);
             self.watch.deaf_until = Some(Instant::now() + self.watch.deaf.mul_f64(0.5 + 0.5 * identity::jitter()));
         }
