@@ -384,10 +384,9 @@ impl Claims {
         if claimed > 0 {
             self.watch.deaf = Duration::ZERO;
             self.watch.deaf_until = None;
-        } else if asked > 0 && woken {
-            let many = if instances > HEARING { instances } else { 0 };
-            let most = DEAF.saturating_mul(u32::try_from(many).unwrap_or(u32::MAX));
-            self.watch.deaf = (self.watch.deaf * 2).clamp(DEAF.min(most), most);
+        } else if asked > 0 && woken && instances > HEARING {
+            let most = DEAF.saturating_mul(u32::try_from(instances).unwrap_or(u32::MAX));
+            self.watch.deaf = (self.watch.deaf * 2).clamp(DEAF, most);
             self.watch.deaf_until = Some(Instant::now() + self.watch.deaf.mul_f64(0.5 + 0.5 * identity::jitter()));
         }
     }

@@ -168,8 +168,10 @@ module Sidekiq
       end
 
       # @return [Array<String>] the fields that no job has: they may be among the default options (`Sidekiq.transactional_push!`
-      #   puts one there), and Sidekiq's client takes them out
-      def transient = ::Sidekiq::JobUtil::TRANSIENT_ATTRIBUTES.map(&:to_s)
+      #   puts one there), and Sidekiq's client takes them out. None where this Sidekiq has no such list
+      def transient
+        defined?(::Sidekiq::JobUtil::TRANSIENT_ATTRIBUTES) ? ::Sidekiq::JobUtil::TRANSIENT_ATTRIBUTES.map(&:to_s) : []
+      end
 
       def logger_of_sidekiq = ::Sidekiq.logger
 
