@@ -4,11 +4,7 @@
 RSpec.describe "what Redis lets the tracker do" do
   let(:redis) { RedisServer.new }
 
-  # What docs/operations.md says a user needs: one of the tracker's own, or Sidekiq's.
-  def rules(user = "tracker")
-    docs = File.read(File.expand_path("../../docs/operations.md", __dir__), encoding: "UTF-8")
-    docs[/^ACL SETUSER #{user} (.*?)\n```/m, 1].gsub("\\\n", " ").split
-  end
+  def rules(user = LeastUser::NAME) = LeastUser.rules(user)
 
   def boot(redis, options, &check)
     app = "Sidekiq::ProcessingTracker.configure { |config| config.redis_options = #{options.inspect} }"

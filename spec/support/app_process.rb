@@ -90,7 +90,7 @@ class AppProcess
   def initialize(redis, app, interval: INTERVAL, ttl: TTL, bundle: nil, env: {})
     folder = Scratch.folder
     file = File.join(folder, "app.rb")
-    File.write(file, self.class::PRELUDE + app)
+    File.write(file, self.class::PRELUDE + LeastUser.code + app)
     settings = {"REDIS_URL" => redis.url, "HEARTBEAT_INTERVAL" => interval.to_s, "HEARTBEAT_TTL" => ttl.to_s,
                 "RACK_ENV" => "test", "RAILS_ENV" => nil, "DYNO" => nil}
     gems = Bundle[bundle]

@@ -1,12 +1,14 @@
 # frozen_string_literal: true
 
+require "fileutils"
 require "open3"
 
 # Another set of gems than that of the specs, for processes that need another Sidekiq or gems beside it: a file in
 # gemfiles/. This gem itself is not in it: processes find it by its folder, built for the Ruby that runs the specs.
 #
-# An example group that needs one says so, `bundle: :unique_jobs_8`. It is skipped, with the reason, where the gems cannot
-# be had; else they are installed before its first example.
+# An example group that needs one says so, `bundle: :unique_jobs_8`, or `bundle_beside:` where its Sidekiq is that of the specs
+# and it belongs in every cell of the matrix. It is skipped, with the reason, where the gems cannot be had; else they are
+# installed before its first example.
 class Bundle
   ROOT = File.expand_path("../..", __dir__)
   # Where the gems of all sets are installed, apart from those of the specs.
@@ -43,12 +45,17 @@ class Bundle
   # @return [Array<String>] the beginning of a command that runs a Ruby script
   def ruby = [Gem.ruby, *("-rbundler/setup" if @name), "-I", AppProcess::LIB]
 
-  # Installs what is missing, once.
+  # Installs what is missing, once. Cells of the matrix do that one after the other.
   #
   # @return [Boolean] whether all is there
   def ready?
-    @ready = run("check") || run("install") if @ready.nil?
-    @ready
+    return @ready unless @ready.nil?
+
+    FileUtils.mkdir_p(GEMS)
+    File.open(File.join(GEMS, "lock"), File::CREAT | File::RDWR) do |lock|
+      lock.flock(File::LOCK_EX)
+      @ready = run("check") || run("install")
+    end
   end
 
   # @return [String] why it is not ready
@@ -70,7 +77,7 @@ end
 
 RSpec.configure do |config|
   config.before do |example|
-    bundle = Bundle[example.metadata[:bundle]]
+    bundle = Bundle[example.metadata[:bundle] || example.metadata[:bundle_beside]]
     skip(bundle.reason) unless bundle.ready?
   end
 end

@@ -10,7 +10,7 @@ module Engines
   # @return [Hash{Symbol => Object}] as Native.read_key takes it
   def target(redis, **more)
     {host: ("127.0.0.1" if redis.port), port: redis.port, path: redis.socket, db: 0, username: nil, password: nil,
-     connect_timeout_ms: 3_000, read_timeout_ms: 3_000}.merge(more)
+     connect_timeout_ms: 3_000, read_timeout_ms: 3_000}.merge(LeastUser.credentials, more)
   end
 
   # The defaults of the gem: with them one stopped reply is no outage for 5 s.

@@ -2,6 +2,7 @@
 
 require "redis-client"
 require "socket"
+require_relative "least_user"
 
 # A redis-server of one's own: on a unix socket in a folder of its own, or on a free port of this machine. It dies
 # with the example. The only way in which the specs start Redis.
@@ -116,7 +117,8 @@ class RedisServer
 
   def arguments
     place = socket ? {port: 0, unixsocket: socket} : {port: port, bind: "127.0.0.1"}
-    place.merge(dir: @folder, daemonize: "no").merge(@options).flat_map { |name, value| ["--#{name}", value.to_s] }
+    all = place.merge(dir: @folder, daemonize: "no", **LeastUser.directives).merge(@options)
+    all.flat_map { |name, value| ["--#{name}", *Array(value).map(&:to_s)] }
   end
 
   # A sentinel writes down what it learns, so it wants a file.

@@ -11,7 +11,7 @@ module RubyProcess
   # @param before [String] code that runs before the gem is loaded
   # @return [Array(String, Process::Status)] all output, and the status
   def run_ruby(code, env: {}, before: "", arguments: [])
-    script = "#{before}\nrequire \"sidekiq-processing-tracker\"\n#{code}"
+    script = "#{before}\nrequire \"sidekiq-processing-tracker\"\n#{LeastUser.code}#{code}"
     output, status = Open3.capture2e(env, *Scratch.bound(Gem.ruby, "-I", SidekiqProcess::LIB, "-e", script, *arguments))
     [output.force_encoding(Encoding::UTF_8), status]
   end

@@ -1,16 +1,20 @@
 # frozen_string_literal: true
 
 # kill -9 inside perform, with the real sidekiq-unique-jobs. docs/unique-jobs.md has the table.
-# The versions that go with this Ruby.
+# On Ruby 3.1 both at once, as gems beside those of the specs; from 3.2 on what goes with the Sidekiq of the specs.
 sets =
   if RUBY_VERSION.to_f < 3.2
     {unique_jobs_7: "sidekiq-unique-jobs 7.1 on Sidekiq 6.5", unique_jobs_8: "sidekiq-unique-jobs 8.1 on Sidekiq 7.3"}
+  elsif Sidekiq::VERSION.to_f < 8
+    {unique_jobs_8: "sidekiq-unique-jobs 8.1 on Sidekiq 7.3"}
+  elsif Sidekiq::VERSION.to_f < 8.1
+    {unique_jobs_8_sidekiq_8_0: "sidekiq-unique-jobs 8.1 on Sidekiq 8.0"}
   else
     {unique_jobs_8_sidekiq_8: "sidekiq-unique-jobs 8.1 on Sidekiq 8.1", unique_jobs_9: "sidekiq-unique-jobs 9 alpha on Sidekiq 8.1"}
   end
 
 sets.each do |bundle, versions|
-  RSpec.describe "unique jobs of a killed process, #{versions}", bundle: bundle do
+  RSpec.describe "unique jobs of a killed process, #{versions}", (RUBY_VERSION.to_f < 3.2) ? :bundle : :bundle_beside => bundle do
     let(:redis) { RedisServer.new }
     let(:gate) { Gate.new }
     let(:app) { UniqueApp.new(redis, bundle) }

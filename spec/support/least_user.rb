@@ -1,0 +1,39 @@
+# frozen_string_literal: true
+
+# The user of docs/operations.md, with the rights that the tracker needs and no others. With LEAST_USER in the environment
+# (a cell of the matrix) every server of the specs knows it, and every tracker uses it; Sidekiq and the specs do not.
+module LeastUser
+  NAME = "tracker"
+  PASSWORD = "password"
+  # Those of the specs, beside the tracker's own.
+  NAMESPACES = %w[native].freeze
+
+  module_function
+
+  # @return [Boolean]
+  def on? = ENV.key?("LEAST_USER")
+
+  # @param user [String] as the documentation calls it
+  # @return [Array<String>] rules of ACL SETUSER
+  def rules(user = NAME)
+    docs = File.read(File.expand_path("../../docs/operations.md", __dir__), encoding: "UTF-8")
+    docs[/^ACL SETUSER #{user} (.*?)\n```/m, 1].gsub("\\\n", " ").split
+  end
+
+  # @return [Hash{Symbol => Array<String>}] of a server. As the documentation says, another namespace takes a pattern more.
+  def directives = on? ? {user: [NAME, *rules, *NAMESPACES.map { |namespace| "~#{namespace}:*" }]} : {}
+
+  # @return [Hash{Symbol => String}] of a connection
+  def credentials = on? ? {username: NAME, password: PASSWORD} : {}
+
+  # @return [String] Ruby code that comes after the gem
+  def code
+    return "" unless on?
+
+    <<~RUBY
+      if ENV.key?("REDIS_URL")
+        Sidekiq::ProcessingTracker.config.redis_options = {url: ENV["REDIS_URL"], **#{credentials.inspect}}
+      end
+    RUBY
+  end
+end
