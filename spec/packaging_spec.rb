@@ -61,11 +61,39 @@ RSpec.describe "the packaged gem" do
   end
 
   def demo(env)
-    %w[demo spec/support].each do |folder|
-      FileUtils.mkdir_p(File.join(home, File.dirname(folder)))
-      FileUtils.cp_r(File.join(root, folder), File.join(home, folder))
-    end
+    take_demo(home)
     run(env, Gem.ruby, "demo/run.rb")
+  end
+
+  def take_demo(place)
+    %w[demo spec/support].each do |folder|
+      FileUtils.mkdir_p(File.join(place, File.dirname(folder)))
+      FileUtils.cp_r(File.join(root, folder), File.join(place, folder))
+    end
+  end
+
+  # Other Rubies that this machine has, or can make. They take a minute to make, so in a run of the matrix only.
+  def others
+    return [] unless ENV.key?("MATRIX_RUN")
+
+    (%w[3.1 3.3] - [minor]).select { |other| Open3.capture2e("matrix/ruby", other, "true", chdir: root).last.success? }
+  end
+
+  # Installs gems for another Ruby, in a folder which that can see too, and runs the demo with them.
+  #
+  # @return [String] where the native library was loaded from
+  def loaded_by(other, gems)
+    place = File.join(root, "tmp", "packaging-#{Process.pid}")
+    Scratch.undo { FileUtils.rm_rf(place) }
+    take_demo(place)
+    FileUtils.cp(gems, place)
+    # Its Bundler is none of ours, and neither is its HOME: the machine's own finds its Rubies.
+    env = environment(cargo: false).merge("HOME" => ENV.fetch("HOME"), "PATH" => ENV.fetch("PATH"))
+    names = %w[GEM_HOME GEM_PATH].map { |name| "#{name}=#{place}/gems" }
+    foreign = ->(*command) { run(env, "matrix/ruby", other, "env", *names, *command, chdir: root) }
+    foreign.call("gem", "install", "--local", "--ignore-dependencies", "--no-document", "--quiet", *gems.map { |gem| File.join(place, File.basename(gem)) })
+    foreign.call("ruby", "#{place}/demo/run.rb")
+    foreign.call("ruby", "-e", 'require "sidekiq-processing-tracker"; puts $LOADED_FEATURES.grep(/native\.[a-z]+\z/)').chomp
   end
 
   # @return [String] where the native library was loaded from
@@ -86,15 +114,19 @@ RSpec.describe "the packaged gem" do
     demo(env)
   end
 
-  it "was compiled before, for some Rubies, and works on them without cargo" do
+  it "was compiled before, for some Rubies, and works on them without cargo" do |example|
     env = environment(cargo: false)
-    gem = build("bundle", "exec", "rake", "native", NATIVE_RUBIES: minor, PKG: home)
+    foreign = others
+    example.reporter.message("  a gem for #{[minor, *foreign].join(", ")}")
+    gem = build("bundle", "exec", "rake", "native", NATIVE_RUBIES: [minor, *foreign].join(" "), PKG: home)
     install(env, *dependencies("sidekiq"), gem)
     expect(loaded_from(env)).to match(%r{\A#{installed}/sidekiq-processing-tracker-\d[^/]*/lib/sidekiq/processing_tracker/#{minor}/native\.})
     expect(Dir[File.join(installed, "sidekiq-processing-tracker-*", "ext")]).to be_empty
     demo(env)
+    foreign.each { |other| expect(loaded_by(other, [*dependencies("sidekiq"), gem])).to end_with("/sidekiq/processing_tracker/#{other}/native.so") }
 
     libraries = Dir[File.join(installed, "sidekiq-processing-tracker-*", "lib", "sidekiq", "processing_tracker")].first
+    foreign.each { |other| FileUtils.rm_r(File.join(libraries, other)) }
     File.rename(File.join(libraries, minor), File.join(libraries, "2.7"))
     message = run(env, Gem.ruby, "-e", <<~RUBY)
       begin
