@@ -106,7 +106,7 @@ RSpec.describe "a worker that lives" do
       end
     end
 
-    it "keeps its jobs, takes new ones and is done with them while Redis is full for three leases" do
+    it "keeps its jobs, takes new ones and is done with them while Redis is full for three leases", :own_user do
       jids = employ(workers = start(2, redis), redis)
       redis.call("LPUSH", "queue:full", *Array.new(4) { |i| Queues.marked("GatedJob", gate.path, i, queue: "full") })
       redis.config_set(maxmemory: 1)

@@ -2,7 +2,7 @@
 
 # A Redis that refuses the tracker when Sidekiq boots: Sidekiq says why, and does not run with jobs that nobody tracks.
 # (Settings that cannot be used at all are in spec/sidekiq/processing_tracker/boot_spec.rb.)
-RSpec.describe "booting Sidekiq with a Redis that refuses the tracker" do
+RSpec.describe "booting Sidekiq with a Redis that refuses the tracker", :own_user do
   let(:redis) { RedisServer.new }
 
   def boot(options)

@@ -143,7 +143,7 @@ RSpec.describe Sidekiq::ProcessingTracker do
   describe ".redis_sync" do
     let(:redis) { RedisServer.new }
 
-    it "yields a connection of Sidekiq's own" do
+    it "yields a connection of Sidekiq's own", :own_user do
       output, = RubyProcess.run_ruby(<<~RUBY, env: {"REDIS_URL" => redis.url})
         Sidekiq.logger.level = Logger::FATAL
         tracker = Sidekiq::ProcessingTracker
