@@ -114,6 +114,8 @@ RSpec.describe "a job that its living process has dropped" do
     it "and that nobody has marked is in the dead set, with the reason" do
       worker(concurrency: 2)
       killed = push("KilledJob", "unmarked")
+      # Which it could not note in a Redis that is full.
+      eventually("its run") { runs.size == 1 }
       full = push("FullJob")
       eventually("the dead set") { redis.config_set(maxmemory: 0) && dead.size == 2 }
       expect(dead.map { |job| job.values_at("jid", "error_class") })

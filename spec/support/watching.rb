@@ -10,7 +10,7 @@ module Watching
   def watch(redis, namespace: Engines::NAMESPACE)
     tracker = Sidekiq::ProcessingTracker
     tracker.configure do |config|
-      config.redis_options = {url: redis.url}
+      config.redis_options = {url: redis.url, **LeastUser.credentials}
       config.namespace = namespace
     end
     Scratch.undo do

@@ -5,10 +5,10 @@
 --       last two only when the clock moved; due is '' for none)
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
--- A hash that somebody has overwritten (pcall: an error, which has no first) holds no lease any more.
-local held = redis.pcall('HMGET', inflight, 'call', '-')
-if not held[1] then return {'lost'} end
-if held[2] then redis.call('HDEL', inflight, '-') end
+-- A hash that somebody has overwritten (pcall: a table) holds no lease any more.
+if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
+-- A write that Redis allows when its memory is full: after that it allows the script all others.
+redis.call('HDEL', inflight, '-')
 local now, step, ttl, moved, server = tick(clock, instances, tonumber(ARGV[2]), tonumber(ARGV[3]))
 -- The sender works by its own ttl until it has read this answer, which may be lost.
 redis.call('ZADD', instances, now + math.max(ttl, tonumber(ARGV[3])), ARGV[1])
