@@ -242,7 +242,7 @@ fn one_that_was_fenced_though_it_lives_loses_its_lease_and_no_more() {
     let () = server.connect().hset(host_index(), &identity, parts.join(" ")).unwrap();
     let watcher = Tracker::registered(watchful(&server, "watcher"));
     eventually(SOON, "the job is back", || queue(&server, "work") == [job("held")]);
-    assert_eq!(watcher.count(is_found_dead), 1);
+    eventually(SOON, "it says so", || watcher.count(is_found_dead) == 1);
 
     eventually(SOON, "it says so", || wronged.told("LeaseLost") == 1);
     let lost = wronged
@@ -308,7 +308,7 @@ fn an_exclusive_label_is_taken_over_at_the_start() {
         .registered();
     let next = Tracker::registered(alone_too(&server));
     eventually(SOON, "the job is back", || queue(&server, "work") == [job("held")]);
-    assert_eq!(next.count(is_found_dead), 1);
+    eventually(SOON, "it says so", || next.count(is_found_dead) == 1);
     let identity = other.identity();
     assert_untouched_by_label(&server, &other, &identity);
     assert!(other.leave(SOON));
