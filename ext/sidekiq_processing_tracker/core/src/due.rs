@@ -16,9 +16,9 @@ use std::collections::HashSet;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-script!(CLAIM, "claim_due");
-script!(SETTLE, "settle_due");
-script!(RETURN, "return_due");
+script!(CLAIM, "lease", "claim_due");
+script!(SETTLE, "lease", "settle_due");
+script!(RETURN, "lease", "return_due");
 
 pub(crate) static SCRIPTS: [&Script; 3] = [&CLAIM, &SETTLE, &RETURN];
 

@@ -59,14 +59,14 @@ macro_rules! script {
 pub(crate) use script;
 
 script!(REGISTER, "clock", "index", "register");
-script!(ENLIST, "index", "enlist");
-script!(BEAT, "clock", "beat");
-script!(TURN, "requeue", "turn");
+script!(ENLIST, "lease", "index", "enlist");
+script!(BEAT, "lease", "clock", "beat");
+script!(TURN, "lease", "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
-script!(RECOVER, "clock", "requeue", "unique_locks", "dead_set", "recover");
+script!(RECOVER, "lease", "clock", "requeue", "unique_locks", "dead_set", "recover");
 script!(CLEAR_LOCK, "unique_locks", "clear_lock");
-script!(LEAVE, "requeue", "leave");
+script!(LEAVE, "lease", "requeue", "leave");
 script!(SURVEY, "survey");
 script!(RIGHTS, "rights");
 script!(pub(crate) OUTBOX_LOOK, "outbox_look");

@@ -912,6 +912,29 @@ fn a_right_that_goes_missing_is_named_and_no_lease_is_lost_for_it() {
 }
 
 #[test]
+fn a_right_that_the_look_at_the_lease_needs_costs_no_lease_either() {
+    let server = RedisServer::start();
+    let tracker = engine(&server, "one");
+    tracker.record("work", &job("a"));
+    let acl = |rule: &str| {
+        redis::cmd("ACL")
+            .arg(&["SETUSER", USER, rule])
+            .exec(&mut server.connect())
+            .unwrap();
+    };
+    acl("-hget");
+    let Event::Outage { error } = tracker.wait_for("the trouble is told", is_outage) else {
+        panic!()
+    };
+    assert!(error.contains("hget on sidekiq_processing:*"), "{error}");
+    acl("+hget");
+    tracker.wait_for("it goes on", is_outage_over);
+    assert_eq!(tracker.count(is_lease_lost), 0);
+    assert!(tracker.leave(SOON));
+    assert_eq!(queue(&server, "work"), [job("a")]);
+}
+
+#[test]
 fn a_redis_that_may_throw_keys_away_is_warned_of_once() {
     let server = ServerOptions::default()
         .config("maxmemory-policy", "allkeys-lru")

@@ -5,8 +5,7 @@
 --       last two only when the clock moved; due is '' for none)
 local clock, instances, inflight, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
--- A hash that somebody has overwritten (pcall: a table) holds no lease any more.
-if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
+if not lease_of(inflight) then return {'lost'} end
 -- A write that Redis allows when its memory is full: after that it allows the script all others.
 redis.call('HDEL', inflight, '-')
 local now, step, ttl, moved, server = tick(clock, instances, tonumber(ARGV[2]), tonumber(ARGV[3]))

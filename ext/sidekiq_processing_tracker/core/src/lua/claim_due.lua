@@ -5,7 +5,7 @@
 local inflight, due, set = KEYS[1], KEYS[2], KEYS[3]
 local call, most, name = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[4]
 
-if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
+if not lease_of(inflight) then return {'lost'} end
 local done = tonumber(redis.call('HGET', due, 'call') or '0')
 if call <= done then return {'stale'} end
 redis.call('ZCARD', set) -- raises where that key holds something else, before anything is written

@@ -4,7 +4,7 @@
 --       them, at random where there are more than `most`, and in any case its own
 local inflight, info, identity = KEYS[1], KEYS[2], ARGV[1]
 
-if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
+if not lease_of(inflight) then return {'lost'} end
 redis.call('HDEL', inflight, '-') -- allowed when memory is full, and then so is every write after it
 local answer = {'ok'}
 for i = 3, #KEYS do

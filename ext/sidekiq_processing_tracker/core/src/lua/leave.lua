@@ -10,7 +10,7 @@ local function take()
   return ARGV[position]
 end
 
-if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
+if not lease_of(inflight) then return {'lost'} end
 for _ = 1, tonumber(take()) do
   redis.call('HDEL', inflight, take())
 end

@@ -25,7 +25,7 @@ local process, process_name = tonumber(ARGV[12]), ARGV[13]
 local due, indexes, first_index = KEYS[tonumber(ARGV[14])], tonumber(ARGV[15]), tonumber(ARGV[16])
 
 if own then
-  if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
+  if not lease_of(inflight) then return {'lost'} end
 elseif redis.call('HEXISTS', inflight, 'call') == 1 then
   return {'runs'}
 end

@@ -4,7 +4,7 @@
 -- Answers: 'runs' when the instance is not fenced ('lost' when it should not be), or 'ok', how many are back, how many
 --       could not go back (the set's key holds something else)
 local inflight, due, own = KEYS[1], KEYS[2], ARGV[1] == '1'
-local leased = redis.pcall('HEXISTS', inflight, 'call') == 1
+local leased = lease_of(inflight)
 
 if own and not leased then return {'lost'} end
 if leased and not own then return {'runs'} end

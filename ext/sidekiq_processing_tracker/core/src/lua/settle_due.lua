@@ -6,7 +6,7 @@
 --       else: it stays)
 local inflight, due, queues = KEYS[1], KEYS[2], KEYS[3]
 
-if redis.pcall('HEXISTS', inflight, 'call') ~= 1 then return {'lost'} end
+if not lease_of(inflight) then return {'lost'} end
 redis.call('HDEL', due, '-')
 local answer, known = {'ok'}, {}
 for i = 1, #ARGV, 5 do

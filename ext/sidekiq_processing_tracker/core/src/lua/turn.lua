@@ -23,9 +23,8 @@ local function take_count()
   return tonumber(take())
 end
 
-local done = redis.pcall('HGET', inflight, 'call')
--- A hash that somebody has overwritten (pcall: a table) holds no lease any more.
-if not done or type(done) == 'table' then return {'lost'} end
+local done = lease_of(inflight)
+if not done then return {'lost'} end
 local call = tonumber(ARGV[1])
 local function take_many(most)
   local first = position + 1
