@@ -157,7 +157,7 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
     end
   end
 
-  # In a process of its own each, since Sidekiq's settings are for good. None of these connects to anything.
+  # In a process of its own each, since Sidekiq's settings are for good. None of these connects to anything: spec/redis does.
   describe ".from_sidekiq" do
     let(:redis_rb) { Sidekiq::VERSION < "7" }
 
@@ -186,6 +186,8 @@ RSpec.describe Sidekiq::ProcessingTracker::RedisSettings do
         '{url: "redis://:p%40ss@host"}' => {username: nil, password: "p@ss"},
         '{url: "redis://host", username: "me", password: "pw"}' => {username: "me", password: "pw"},
         '{path: "/run/redis.sock", db: 2}' => {path: "/run/redis.sock", host: nil, port: nil, db: 2},
+        '{host: "host", port: 7000, db: 3}' => {host: "host", port: 7000, db: 3, path: nil},
+        '{url: "redis://host", connect_timeout: 2, read_timeout: 4}' => {connect_timeout_ms: 2000, read_timeout_ms: 4000},
         '{url: "redis://host", timeout: 2.5}' => {connect_timeout_ms: 2500, read_timeout_ms: 2500},
         '{url: "redis://[::1]:7000"}' => {host: "::1", port: 7000}
       }.each do |configuration, expected|
