@@ -20,5 +20,6 @@ RSpec.configure do |config|
   config.include WithEnvironment
   config.extend Fetches
 
-  config.after { Scratch.close }
+  # After all that looks at what there is.
+  config.append_after { Scratch.close }
 end

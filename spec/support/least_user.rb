@@ -2,6 +2,7 @@
 
 # The user of docs/operations.md, with the rights that the tracker needs and no others. With LEAST_USER in the environment
 # (a cell of the matrix) every server of the specs knows it, and every tracker uses it; Sidekiq and the specs do not.
+# After each example its servers have refused it nothing, and know no tracker by another name.
 # Examples with `:own_user`, which are about redis_options, or in which they change something, are not run then.
 module LeastUser
   NAME = "tracker"
@@ -37,6 +38,26 @@ module LeastUser
       end
     RUBY
   end
+
+  # @param redis [RedisServer]
+  # @return [Array<String>] what it has refused the user of the tracker, and connections of trackers that are not that user's.
+  #   Nothing where it does not answer
+  def trouble(redis)
+    redis.with(timeout: 1) do |client|
+      refused = client.call("ACL", "LOG").map { |entry| entry.is_a?(Hash) ? entry : entry.each_slice(2).to_h }
+      refused = refused.select { |entry| entry["username"] == NAME }.map { |entry| "#{entry["context"]} #{entry["object"]}" }
+      # By this every connection says what it is, where it may: it may not, and nothing but an entry comes of it.
+      others = client.call("CLIENT", "LIST").lines(chomp: true).grep(/lib-name=sidekiq-processing-tracker/)
+      refused - ["toplevel client|setinfo"] + others
+    end
+  rescue RedisClient::Error
+    []
+  end
 end
 
-RSpec.configure { |config| config.filter_run_excluding own_user: true } if LeastUser.on?
+if LeastUser.on?
+  RSpec.configure do |config|
+    config.filter_run_excluding own_user: true
+    config.after { expect(RedisServer.all.flat_map { |redis| LeastUser.trouble(redis) }).to be_empty }
+  end
+end

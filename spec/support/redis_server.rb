@@ -10,6 +10,11 @@ class RedisServer
   # Another server that speaks Redis, where a cell of the matrix names one.
   COMMAND = ENV.fetch("REDIS_SERVER", "redis-server")
 
+  @all = []
+
+  # @return [Array<RedisServer>] those of the example
+  def self.all = @all
+
   # @return [String, nil] path of the socket
   attr_reader :socket
   # @return [Integer, nil]
@@ -32,6 +37,8 @@ class RedisServer
     @sentinel = sentinel
     @options = {:save => "", :appendonly => "no", "appendfsync" => "always", :loglevel => "warning"}.merge(options)
     start
+    RedisServer.all << self
+    Scratch.undo { RedisServer.all.delete(self) }
   end
 
   # @return [self]
