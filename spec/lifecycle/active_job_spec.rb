@@ -80,6 +80,7 @@ RSpec.describe "ActiveJob" do
         config.enable_reloading = true
         config.logger = Logger.new($stdout)
         config.active_job.queue_adapter = :sidekiq
+        config.autoload_paths << ENV["MORE_JOBS"] if ENV["MORE_JOBS"]
       end
       Rails.application.initialize!
     RUBY
@@ -158,6 +159,42 @@ RSpec.describe "ActiveJob" do
         eventually("the end") { other.done == [second] }
         eventually("the ack") { Queues.everywhere(redis).empty? }
         expect(Queues.journal(redis).map { |job| job.values_at("class", "jid", "outcome") }).to eq([["StubbornTask", second, "requeued"]])
+      end
+    end
+  end
+
+  context("with a Rails application whose code changes") do
+    before { skip "railties is not in this bundle" if Gem::Specification.find_all_by_name("railties").empty? }
+
+    let(:app) { with_rails }
+    let(:folder) { Scratch.folder }
+
+    def write(version)
+      File.write(File.join(folder, "changing_task.rb"), <<~RUBY)
+        class ChangingTask < ActiveJob::Base
+          include Sidekiq::ProcessingTracker::Worker
+
+          def perform
+            $stdout.write("version #{version}, executor: \#{Rails.application.executor.active?}\\n")
+          end
+        end
+      RUBY
+    end
+
+    with_each_fetch do
+      it "leaves the reloader and the executor to do their work" do
+        write(1)
+        push("require #{File.join(folder, "changing_task").dump}; 2.times { ChangingTask.perform_later }")
+        second, first = redis.call("LRANGE", "queue:default", 0, -1)
+        redis.call("LPOP", "queue:default")
+        worker = SidekiqProcess.new(redis, app: app, env: {"MORE_JOBS" => folder}).up
+        worker.wait_for_log(/^version 1, executor: true$/)
+        eventually("the ack") { Queues.everywhere(redis).empty? }
+        write(2)
+        expect(first).not_to eq(second)
+        Queues.push(redis, second)
+        worker.wait_for_log(/^version 2, executor: true$/)
+        expect(worker.stop).to be_success
       end
     end
   end

@@ -17,6 +17,9 @@ RSpec.describe "Redis by Sentinels" do
     victim.runs(after, within: 60)
     eventually("the records, on the new master") { Queues.in_flight(sentinels.second).values.flatten.size == 2 }
     expect(victim.identities.size).to eq(1)
+    # The tracker's and Sidekiq's client both say what they are, which they need not be allowed.
+    refused = sentinels.sentinel.call("ACL", "LOG").map { |entry| entry["object"] }.uniq
+    expect(refused - ["client|setinfo"]).to be_empty
     expect(victim.log).not_to match(/lost the lease|#{Sentinels::PASSWORD}|#{Sentinels::SENTINEL_PASSWORD}/o)
 
     victim.kill

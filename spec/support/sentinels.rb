@@ -5,7 +5,8 @@ class Sentinels
   NAME = "main"
   # What the servers want.
   PASSWORD = "of-the-servers"
-  # What the sentinel wants.
+  # What the sentinel wants, of a user who may do what docs/operations.md says that he must.
+  SENTINEL_USER = "asks"
   SENTINEL_PASSWORD = "of-the-sentinel"
 
   # @return [RedisServer] the first master, and the one that follows
@@ -20,7 +21,8 @@ class Sentinels
     @sentinel = RedisServer.new(tcp: true, sentinel: {
       "monitor" => "#{NAME} 127.0.0.1 #{first.port} 1", "auth-pass" => "#{NAME} #{PASSWORD}",
       "down-after-milliseconds" => "#{NAME} 2000", "failover-timeout" => "#{NAME} 3000"
-    }, requirepass: SENTINEL_PASSWORD).log_in(password: SENTINEL_PASSWORD)
+    })
+    sentinel.call("ACL", "SETUSER", SENTINEL_USER, "on", ">#{SENTINEL_PASSWORD}", *rights)
     Eventually.eventually("the sentinel knows the replica") { sentinel.call("SENTINEL", "MASTER", NAME)["num-slaves"] == "1" }
     Eventually.eventually("the replica follows") { second.call("INFO", "replication").include?("master_link_status:up") }
   end
@@ -29,7 +31,13 @@ class Sentinels
   #   sentinel, and no Procs
   def configuration
     node = "host: \"127.0.0.1\", port: #{sentinel.port}"
-    sentinels = (Sidekiq::VERSION < "7") ? "[{#{node}, password: \"#{SENTINEL_PASSWORD}\"}]" : "[{#{node}}], sentinel_password: ->(_user) { \"#{SENTINEL_PASSWORD}\" }"
+    user = "username: \"#{SENTINEL_USER}\""
+    sentinels =
+      if Sidekiq::VERSION < "7"
+        "[{#{node}, #{user}, password: \"#{SENTINEL_PASSWORD}\"}]"
+      else
+        "[{#{node}}], sentinel_#{user}, sentinel_password: ->(_user) { \"#{SENTINEL_PASSWORD}\" }"
+      end
     "{url: \"redis://#{NAME}/0\", role: :master, password: \"#{PASSWORD}\", sentinels: #{sentinels}}"
   end
 
@@ -41,5 +49,12 @@ class Sentinels
     Eventually.eventually("the failover", within: 60) do
       sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)[1] == second.port.to_s && second.call("ROLE").first == "master"
     end
+  end
+
+  private
+
+  def rights
+    docs = File.read(File.expand_path("../../docs/operations.md", __dir__), encoding: "UTF-8")
+    docs[/^- Sentinels: (.*)$/, 1].scan(/`(\+\S+)`/).flatten
   end
 end
