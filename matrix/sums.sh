@@ -1,10 +1,11 @@
 # shellcheck shell=bash
 # What a report of tests sums up to, as "passed failed skipped", and what failed in it. Sourced by bin/test and matrix/run.
 
-# The sum over cargo's lines "test result: ok. 1 passed; 0 failed; 0 ignored; …": passed, failed, ignored.
+# The sum over cargo's lines "test result: ok. 1 passed; 0 failed; 0 ignored; …; 0 filtered out": passed, failed, and what
+# was ignored or left out by name.
 cargo_sums() {
-  sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed; \([0-9]*\) ignored;.*/\1 \2 \3/p' "$1" |
-    awk '{p += $1; f += $2; i += $3} END {print p + 0, f + 0, i + 0}'
+  sed -n 's/^test result: .* \([0-9]*\) passed; \([0-9]*\) failed; \([0-9]*\) ignored;.* \([0-9]*\) filtered out.*/\1 \2 \3 \4/p' "$1" |
+    awk '{p += $1; f += $2; i += $3 + $4} END {print p + 0, f + 0, i + 0}'
 }
 
 # The same of an RSpec report; an error outside of the examples counts as a failure.

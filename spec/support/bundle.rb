@@ -48,6 +48,7 @@ class Bundle
   # Installs what is missing, once. Cells of the matrix do that one after the other.
   #
   # @return [Boolean] whether all is there
+  # @raise [RuntimeError] the gems are there and cannot be installed
   def ready?
     return @ready unless @ready.nil?
 
@@ -56,6 +57,9 @@ class Bundle
       lock.flock(File::LOCK_EX)
       @ready = run("check") || run("install")
     end
+    raise "bundle install of #{gemfile}: #{@output}" unless @ready || @output.match?(/Could not (find|reach|fetch)|Network error/)
+
+    @ready
   end
 
   # @return [String] why it is not ready
