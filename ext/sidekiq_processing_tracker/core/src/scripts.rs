@@ -64,7 +64,15 @@ script!(BEAT, "lease", "clock", "beat");
 script!(TURN, "lease", "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
-script!(RECOVER, "lease", "clock", "requeue", "unique_locks", "dead_set", "recover");
+script!(
+    RECOVER,
+    "lease",
+    "clock",
+    "requeue",
+    "unique_locks",
+    "dead_set",
+    "recover"
+);
 script!(CLEAR_LOCK, "unique_locks", "clear_lock");
 script!(LEAVE, "lease", "requeue", "leave");
 script!(SURVEY, "survey");

@@ -15,15 +15,23 @@ macro_rules! script {
 }
 
 script!(REGISTER, "clock", "index", "register");
-script!(BEAT, "clock", "beat");
-script!(TURN, "requeue", "turn");
+script!(BEAT, "lease", "clock", "beat");
+script!(TURN, "lease", "requeue", "turn");
 script!(REAP, "clock", "reap");
 script!(PEEK, "peek");
-script!(RECOVER, "clock", "requeue", "unique_locks", "dead_set", "recover");
-script!(LEAVE, "requeue", "leave");
-script!(CLAIM_DUE, "claim_due");
-script!(SETTLE_DUE, "settle_due");
-script!(RETURN_DUE, "return_due");
+script!(
+    RECOVER,
+    "lease",
+    "clock",
+    "requeue",
+    "unique_locks",
+    "dead_set",
+    "recover"
+);
+script!(LEAVE, "lease", "requeue", "leave");
+script!(CLAIM_DUE, "lease", "claim_due");
+script!(SETTLE_DUE, "lease", "settle_due");
+script!(RETURN_DUE, "lease", "return_due");
 script!(LEGACY_REAP, "clock", "legacy_standing", "legacy_reap");
 script!(
     LEGACY_MOVE,
