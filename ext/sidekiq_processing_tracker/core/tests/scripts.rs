@@ -211,17 +211,6 @@ impl Bench {
         all.remove(&self.keys.clock());
         all
     }
-
-    fn calls_of(&mut self, command: &str) -> u64 {
-        let stats: String = redis::cmd("INFO")
-            .arg("commandstats")
-            .query(&mut self.connection)
-            .unwrap();
-        let line = stats
-            .lines()
-            .find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-        line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
-    }
 }
 
 /// What is in flight in an instance that was reaped.
@@ -504,7 +493,7 @@ fn an_empty_queue_is_tried_once_a_turn() {
     };
     assert_eq!(payloads(&bench.turn("me", &turn)), [b"a", b"b", b"c"]);
     // The first one; then, until nothing is left, all others at once, or one by one where Redis is too old for that.
-    let calls = (bench.calls_of("rpop"), bench.calls_of("lmpop"));
+    let calls = (bench.server.calls_of("rpop"), bench.server.calls_of("lmpop"));
     assert!([(1, 4), (2 + 4, 0)].contains(&calls), "{calls:?}");
 }
 

@@ -131,6 +131,16 @@ fn failover(end: impl Fn(&mut RedisServer), begin: impl Fn(&mut RedisServer)) {
         fleet.done().len() > before + 300
     });
 
+    // What pushes has left it, too: it would else go on there for as long as it is still a master.
+    let master = watched.servers.iter().find(|server| server.port() == new).unwrap();
+    redis::cmd("CONFIG")
+        .arg("RESETSTAT")
+        .exec(&mut master.connect())
+        .unwrap();
+    eventually(SOON, "jobs are pushed to the new master", || {
+        master.calls_of("lpush") > 0
+    });
+
     // The old master comes back, as a master for a moment, then as a replica: nobody of ours goes to it.
     begin(&mut watched.servers[0]);
     eventually(SOON * 2, "the old master is a replica", || {

@@ -187,6 +187,19 @@ impl RedisServer {
             .expect("CONFIG SET");
     }
 
+    /// How often this command was called, as Redis counts; from scripts too.
+    pub fn calls_of(&self, command: &str) -> u64 {
+        let stats: String = redis::cmd("INFO")
+            .arg("commandstats")
+            .query(&mut self.connect())
+            .expect("INFO");
+        let name = format!("cmdstat_{command}:calls=");
+        let line = stats.lines().find_map(|line| line.strip_prefix(name.as_str()));
+        line.map_or(0, |line| {
+            line.split(',').next().expect("a number").parse().expect("a number")
+        })
+    }
+
     /// What the server wrote to its log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("redis.log")).unwrap_or_default()
