@@ -16,12 +16,12 @@ RSpec.describe "a Redis whose password changes" do
     redis.call("CLIENT", "KILL", "TYPE", "pubsub")
   end
 
-  # What Sidekiq and the tracker are told of the server. Sidekiq 6.5 takes no Proc: there it comes in as a user of its own, whose
+  # What Sidekiq and the tracker are told of the server. Before 7.3 Sidekiq takes no Proc: there it comes in as a user of its own, whose
   # password stays, and the tracker has the Proc from redis_options.
   def app(password)
     settings = ->(sidekiqs) { %w[server client].map { |side| "Sidekiq.configure_#{side} { |config| config.redis = #{sidekiqs} }\n" }.join }
     trackers = "{path: #{redis.socket.inspect}, password: #{password}}"
-    return settings.call(trackers) unless Sidekiq::VERSION < "7"
+    return settings.call(trackers) unless Sidekiq::VERSION < "7.3"
 
     redis.call("ACL", "SETUSER", "sidekiq", "on", ">of-its-own", "~*", "&*", "+@all")
     settings.call({path: redis.socket, username: "sidekiq", password: "of-its-own"}) +

@@ -4,7 +4,7 @@ require "fileutils"
 
 # A Redis that refuses the tracker while it runs. Sidekiq goes on working, the log says once why nothing is tracked, and
 # the tracker is back by itself when the cause is mended.
-RSpec.describe "a Redis that begins to refuse" do
+RSpec.describe "a Redis that begins to refuse", :own_user do
   let(:redis) { RedisServer.new }
   let(:sidekiq) { SidekiqProcess.new(redis, app: <<~RUBY, concurrency: 3) }
     Sidekiq::ProcessingTracker.configure do |config|

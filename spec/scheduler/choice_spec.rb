@@ -54,7 +54,7 @@ RSpec.describe "the choice of the scheduler" do
         end
       end
 
-      it "is Sidekiq's where its queues are elsewhere" do
+      it "is Sidekiq's where its queues are elsewhere", :own_user do
         app = "Sidekiq::ProcessingTracker.config.redis_options = #{redis.url(db: 2).inspect}"
         expect(lines(app, bundle)).to match([/\Ascheduler: stands aside, since redis_options leads to another Redis than Sidekiq's queues \(unix:\S+ db 0\)\z/])
       end

@@ -14,6 +14,9 @@ class Bundle
   # Where the gems of all sets are installed, apart from those of the specs.
   GEMS = File.join(ROOT, "tmp", "bundles")
 
+  # What Bundler says where gems cannot be had.
+  MISSING = /Could not find gem|could not be found in|Could not (reach|fetch)|Network error/
+
   @known = {}
 
   # @param name [Symbol, nil] of a file in gemfiles/, without its ending; nil: the gems of the specs
@@ -32,7 +35,7 @@ class Bundle
   def environment
     return {} unless @name
 
-    {"BUNDLE_GEMFILE" => File.join(ROOT, gemfile), "BUNDLE_PATH" => GEMS}
+    {"BUNDLE_GEMFILE" => copy, "BUNDLE_PATH" => GEMS}
   end
 
   # @param gem [String]
@@ -52,12 +55,14 @@ class Bundle
   def ready?
     return @ready unless @ready.nil?
 
-    FileUtils.mkdir_p(GEMS)
+    FileUtils.mkdir_p(File.dirname(copy))
     File.open(File.join(GEMS, "lock"), File::CREAT | File::RDWR) do |lock|
       lock.flock(File::LOCK_EX)
+      original = File.join(ROOT, gemfile)
+      FileUtils.cp(original, copy) unless File.exist?(copy) && FileUtils.identical?(original, copy)
       @ready = run("check") || run("install")
     end
-    raise "bundle install of #{gemfile}: #{@output}" unless @ready || @output.match?(/Could not (find|reach|fetch)|Network error/)
+    raise "bundle install of #{gemfile}: #{@output}" unless @ready || @output.match?(MISSING)
 
     @ready
   end
@@ -70,6 +75,9 @@ class Bundle
   private
 
   def gemfile = File.join("gemfiles", "#{@name}.gemfile")
+
+  # Bundler writes down beside it which versions it has chosen, which another Ruby may not be able to use.
+  def copy = File.join(GEMS, RUBY_VERSION[/\d+\.\d+/], "#{@name}.gemfile")
 
   # Without what `bundle exec` has set for the process of the specs. One try: a place that does not answer is none.
   def run(command)

@@ -21,7 +21,7 @@ class Sentinels
     @sentinel = RedisServer.new(tcp: true, sentinel: {
       "monitor" => "#{NAME} 127.0.0.1 #{first.port} 1", "auth-pass" => "#{NAME} #{PASSWORD}",
       "down-after-milliseconds" => "#{NAME} 2000", "failover-timeout" => "#{NAME} 3000"
-    })
+    }, requirepass: PASSWORD).log_in(password: PASSWORD)
     sentinel.call("ACL", "SETUSER", SENTINEL_USER, "on", ">#{SENTINEL_PASSWORD}", *rights)
     Eventually.eventually("the sentinel knows the replica") { sentinel.call("SENTINEL", "MASTER", NAME)["num-slaves"] == "1" }
     Eventually.eventually("the replica follows") { second.call("INFO", "replication").include?("master_link_status:up") }
