@@ -46,20 +46,38 @@ module Queues
   # @return [Hash{String => Array<String>}] identity => payloads in flight
   def in_flight(redis, namespace: "sidekiq_processing")
     identities(redis, namespace: namespace).to_h do |identity|
-      fields = redis.call("HGETALL", "#{namespace}:inflight:#{identity}")
-      [identity, fields.except("call").values]
+      [identity, redis.with { |client| held(client, "#{namespace}:inflight:#{identity}") }]
     end
   end
+
+  # @param client [RedisClient]
+  # @param key [String] of an in-flight hash
+  # @return [Array<String>] payloads. A large one lies in a list beside the hash (docs/protocol.md)
+  def held(client, key)
+    client.call("EVAL", "#{HELD} return held(KEYS[1])", 1, key)
+  end
+
+  # In one instant.
+  HELD = <<~LUA
+    local function held(key)
+      local payloads, fields = {}, redis.call('HGETALL', key)
+      for i = 1, #fields, 2 do
+        local number = string.match(fields[i], '^(%d+%-%d+)%+ ')
+        if fields[i] ~= 'call' then
+          payloads[#payloads + 1] = number and redis.call('LINDEX', key .. ':' .. number, 0) or fields[i + 1]
+        end
+      end
+      return payloads
+    end
+  LUA
 
   # @return [Array<String>] what queues and instances hold, read in one instant: no payload may be in here twice
   def everywhere(redis, queue: "default", namespace: "sidekiq_processing")
     redis.call("EVAL", <<~LUA, 2, "queue:#{queue}", "#{namespace}:instances", namespace)
+      #{HELD}
       local payloads = redis.call('LRANGE', KEYS[1], 0, -1)
       for _, identity in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-        local fields = redis.call('HGETALL', ARGV[1] .. ':inflight:' .. identity)
-        for i = 1, #fields, 2 do
-          if fields[i] ~= 'call' then payloads[#payloads + 1] = fields[i + 1] end
-        end
+        for _, payload in ipairs(held(ARGV[1] .. ':inflight:' .. identity)) do payloads[#payloads + 1] = payload end
       end
       return payloads
     LUA

@@ -202,8 +202,7 @@ module Bench
 
       # @return [Array<Integer>] the numbers of the jobs
       def in_flight(client, identity)
-        fields = client.call("HGETALL", "#{NAMESPACE}:inflight:#{identity}")
-        fields.except("call").values.map { |payload| Jobs.number(Queues.jid(payload)) }
+        Queues.held(client, "#{NAMESPACE}:inflight:#{identity}").map { |payload| Jobs.number(Queues.jid(payload)) }
       end
 
       def settle

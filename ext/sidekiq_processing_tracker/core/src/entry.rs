@@ -1,4 +1,5 @@
-//! A token: the name that a job has in an in-flight hash, `<call>-<i> <taken_at_ms> <queue>`.
+//! A token: the name that a job has in an in-flight hash, `<call>-<i> <taken_at_ms> <queue>`. A plus after the number says that
+//! its payload has a list of its own.
 
 /// A token and what it says. The queue comes last, since its name may hold anything.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -6,6 +7,7 @@ pub struct Token {
     bytes: Vec<u8>,
     call: u64,
     index: u64,
+    has_list: bool,
     taken_at_ms: u64,
     queue_at: usize,
 }
@@ -16,10 +18,15 @@ impl Token {
     pub fn read(bytes: Vec<u8>) -> Option<Self> {
         let mut parts = bytes.splitn(3, |byte| *byte == b' ');
         let (name, taken_at, queue) = (parts.next()?, parts.next()?, parts.next()?);
+        let (name, has_list) = match name.strip_suffix(b"+") {
+            Some(name) => (name, true),
+            None => (name, false),
+        };
         let dash = name.iter().position(|byte| *byte == b'-')?;
         Some(Self {
             call: number(&name[..dash])?,
             index: number(&name[dash + 1..])?,
+            has_list,
             taken_at_ms: number(taken_at)?,
             queue_at: bytes.len() - queue.len(),
             bytes,
@@ -36,6 +43,12 @@ impl Token {
     #[must_use]
     pub fn index(&self) -> u64 {
         self.index
+    }
+
+    /// Whether the payload has a list of its own (`Keys::payload`).
+    #[must_use]
+    pub fn has_list(&self) -> bool {
+        self.has_list
     }
 
     /// When the job was taken, in ms since the epoch by Redis' clock.
@@ -77,11 +90,28 @@ mod tests {
         assert_eq!(token.taken_at_ms(), 1_700_000_000_000);
         assert_eq!(token.queue(), b"a b\nc");
         assert_eq!(token.as_bytes(), b"12-3 1700000000000 a b\nc");
+        assert!(!token.has_list());
+        let large = Token::read(b"12-3+ 1700000000000 a+".to_vec()).unwrap();
+        assert_eq!(
+            (large.order(), large.queue(), large.has_list()),
+            ((12, 3), &b"a+"[..], true)
+        );
     }
 
     #[test]
     fn leaves_alone_what_is_no_token() {
-        for field in ["call", "", "1-1", "1-1 5", "x-1 5 q", "1-+1 5 q", "1 5 q", "1-1 5.0 q"] {
+        for field in [
+            "call",
+            "",
+            "1-1",
+            "1-1 5",
+            "x-1 5 q",
+            "1-+1 5 q",
+            "1-1++ 5 q",
+            "1-+ 5 q",
+            "1 5 q",
+            "1-1 5.0 q",
+        ] {
             assert!(Token::read(field.into()).is_none(), "{field:?}");
         }
         assert_eq!(Token::read(b"1-1 5 ".to_vec()).unwrap().queue(), b"");

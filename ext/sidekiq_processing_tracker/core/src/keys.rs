@@ -149,6 +149,12 @@ impl Keys {
         [self.inflight("").as_bytes(), identity].concat()
     }
 
+    /// The list with the payload of the job with this number (`Token::order`), where it has one of its own.
+    #[must_use]
+    pub fn payload(&self, identity: &[u8], (call, index): (u64, u64)) -> Vec<u8> {
+        [&self.inflight_of(identity), format!(":{call}-{index}").as_bytes()].concat()
+    }
+
     /// The same as `info`, of an identity as it stands in Redis.
     #[must_use]
     pub fn info_of(&self, identity: &[u8]) -> Vec<u8> {

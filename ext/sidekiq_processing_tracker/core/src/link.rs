@@ -116,6 +116,30 @@ impl Link {
         self.settle(answer)
     }
 
+    /// The same, and these commands after it in one go. Where the server did not know the script, they came too soon: no answers.
+    ///
+    /// # Errors
+    /// As for `run`.
+    pub fn run_and(
+        &mut self,
+        script: &Script,
+        call: &Call,
+        commands: impl IntoIterator<Item = redis::Cmd>,
+    ) -> Result<(Value, Vec<redis::RedisResult<Value>>)> {
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(call.command("EVALSHA", script.hash()));
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        let mut answers = self.pipeline(&pipeline)?;
+        let rest = answers.split_off(answers.len().min(1));
+        match answers.pop() {
+            Some(Err(error)) if error.code() == Some("NOSCRIPT") => Ok((self.run(script, call)?, Vec::new())),
+            Some(answer) => Ok((self.settle(answer)?, rest)),
+            None => Err(Error::protocol("a pipeline", "an answer was expected")),
+        }
+    }
+
     /// Sends a command.
     ///
     /// # Errors

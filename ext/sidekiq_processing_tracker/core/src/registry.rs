@@ -20,7 +20,8 @@ pub type Handle = u64;
 const BATCH: usize = 500;
 /// How many bytes of payloads one turn carries, at least one payload.
 const BATCH_BYTES: usize = 1 << 20;
-/// Payloads up to so many bytes are popped many at once: as many as there are threads make no large answer.
+/// Payloads up to so many bytes are popped many at once: as many as there are threads make no large answer. Larger ones get
+/// a list of their own each.
 const SMALL: usize = 16 << 10;
 
 #[derive(Debug)]
@@ -567,7 +568,7 @@ impl Registry {
         let Some(dice) = self.dice.as_mut() else {
             return claims;
         };
-        turn.bulk = self.largest <= SMALL;
+        turn.large = (self.largest > SMALL).then_some(self.largest);
         for (number, crew) in self.crews.iter_mut().enumerate().filter(|(_, crew)| !crew.dry) {
             let wanted = crew.wanted().min(BATCH - claims.len());
             turn.claims.extend(crew.plan.claims(wanted, dice));
@@ -578,7 +579,8 @@ impl Registry {
     }
 
     /// What was claimed. A crew that got less than it asked for knows that its queues are empty, unless the answer was cut.
-    fn claimed(&mut self, claims: &[usize], records: usize, mut claimed: Vec<(Token, Vec<u8>)>, now: Instant) -> Calls {
+    fn claimed(&mut self, outstanding: &Outstanding, mut claimed: Vec<(Token, Vec<u8>)>, now: Instant) -> Calls {
+        let (claims, records) = (&outstanding.claims, outstanding.records.len());
         // A repeated turn answers in any order.
         claimed.sort_by_key(|(token, _)| token.order());
         for number in claims {
@@ -589,7 +591,11 @@ impl Registry {
         claims.iter().for_each(|number| missing[*number] += 1);
         let mut back = Vec::new();
         for (token, payload) in claimed {
-            bytes += payload.len();
+            // As the script has counted them.
+            bytes += match outstanding.turn.large {
+                Some(large) if token.has_list() => large,
+                _ => payload.len(),
+            };
             self.largest = self.largest.max(payload.len());
             let place = usize::try_from(token.index())
                 .ok()
@@ -636,8 +642,7 @@ impl Registry {
         };
         remarks.asked = outstanding.claims.len();
         outstanding.marks.iter().for_each(|parker| parker.unpark());
-        let records = outstanding.records.len();
-        remarks.called = self.claimed(&outstanding.claims, records, done.claimed, now);
+        remarks.called = self.claimed(&outstanding, done.claimed, now);
         for (position, waiter) in outstanding.requeues.into_iter().enumerate() {
             if done.undone.contains(&position) {
                 remarks.stuck.push(match &outstanding.turn.requeues[position] {

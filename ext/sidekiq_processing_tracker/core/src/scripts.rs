@@ -61,20 +61,21 @@ pub(crate) use script;
 script!(REGISTER, "clock", "index", "register");
 script!(ENLIST, "lease", "index", "enlist");
 script!(BEAT, "lease", "clock", "beat");
-script!(TURN, "lease", "requeue", "turn");
+script!(TURN, "lease", "payloads", "requeue", "turn");
 script!(REAP, "clock", "reap");
-script!(PEEK, "peek");
+script!(PEEK, "payloads", "peek");
 script!(
     RECOVER,
     "lease",
     "clock",
+    "payloads",
     "requeue",
     "unique_locks",
     "dead_set",
     "recover"
 );
 script!(CLEAR_LOCK, "unique_locks", "clear_lock");
-script!(LEAVE, "lease", "requeue", "leave");
+script!(LEAVE, "lease", "payloads", "requeue", "leave");
 script!(SURVEY, "survey");
 script!(RIGHTS, "rights");
 script!(pub(crate) OUTBOX_LOOK, "outbox_look");

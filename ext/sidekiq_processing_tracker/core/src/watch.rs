@@ -11,6 +11,7 @@ use crate::link::Link;
 use crate::payload::{self, Facts};
 use crate::scripts::{self, Answer, Clock, Sight};
 use redis::Value;
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -21,6 +22,8 @@ const FIRST_JOBS: usize = 10;
 const MOST_JOBS: usize = 1000;
 /// How many bytes of payloads one call should read.
 const BYTES: usize = 1 << 20;
+/// How many payloads that have lists of their own to read at once.
+const AT_ONCE: usize = 10;
 /// How many entries of the journal one call reads. An entry has up to 200 jobs.
 const ENTRIES: usize = 20;
 
@@ -224,12 +227,20 @@ pub fn in_flight(
         .parse()
         .map_err(|_| Error::protocol("HSCAN", "a cursor was expected"))?;
     let mut fields = answer.list()?;
-    let (mut jobs, mut bytes, mut read) = (Vec::new(), 0, 0);
+    let (mut jobs, mut found, mut bytes, mut read) = (Vec::new(), Vec::new(), 0, 0);
     while !fields.is_empty() {
         let (field, payload) = (fields.bytes()?, fields.bytes()?);
-        bytes += payload.len();
         read += 1;
-        if let Some(token) = Token::read(field) {
+        match Token::read(field) {
+            Some(token) => found.push((token, payload)),
+            None => bytes += payload.len(),
+        }
+    }
+    while !found.is_empty() {
+        let mut some = found.split_off(found.len().saturating_sub(AT_ONCE));
+        scripts::read_lists(link, keys, identity, &mut some, HashMap::new())?;
+        for (token, payload) in some {
+            bytes += payload.len();
             jobs.push(Job {
                 facts: payload::read(&payload),
                 queue: token.queue().to_vec(),

@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use processing_tracker_core::decision::{Decision, End};
+use processing_tracker_core::decision::{Decision, End, Reason};
 use processing_tracker_core::entry::Token;
 use processing_tracker_core::keys::Keys;
 use processing_tracker_core::link::Link;
@@ -16,6 +16,7 @@ use processing_tracker_core::scripts::{
     self, Beat, Claim, Done, Fenced, Orphan, Outcome, Reaped, Requeue, Settled, Settlement, Turn, Turned,
 };
 use processing_tracker_core::settings::{Pace, Policy};
+use processing_tracker_core::watch;
 use processing_tracker_core::{Error, Result};
 use redis::{Commands, FromRedisValue, Value};
 use support::lua;
@@ -355,7 +356,7 @@ fn a_repeated_turn_reads_its_tokens_back_and_does_nothing() {
     let held = bench.record("me", 1, "other", &[b"acked".to_vec(), b"requeued".to_vec()]);
     let turn = Turn {
         counters: vec![],
-        bulk: false,
+        large: None,
         call: 2,
         acks: vec![held[0].clone()],
         requeues: vec![
@@ -494,7 +495,7 @@ fn an_empty_queue_is_tried_once_a_turn() {
     assert_eq!(payloads(&bench.turn("me", &turn)), [b"a", b"b", b"c"]);
     // The first one; then, until nothing is left, all others at once, or one by one where Redis is too old for that.
     let calls = (bench.server.calls_of("rpop"), bench.server.calls_of("lmpop"));
-    assert!([(1, 4), (2 + 4, 0)].contains(&calls), "{calls:?}");
+    assert!([(1, 2), (2 + 2, 0)].contains(&calls), "{calls:?}");
 }
 
 #[test]
@@ -503,8 +504,9 @@ fn a_claim_ends_at_a_megabyte_but_not_before_its_first_job() {
     let large = vec![b'l'; 600_000];
     let huge = vec![b'h'; 3_000_000];
     bench.push("work", &[&large, &large, &huge, b"small"]);
-    let turn = |call| Turn {
+    let turn = |call, large| Turn {
         call,
+        large: Some(large),
         claims: claims(&["work"], 4),
         ..Turn::default()
     };
@@ -514,11 +516,208 @@ fn a_claim_ends_at_a_megabyte_but_not_before_its_first_job() {
             .map(|(_, payload)| payload.len())
             .collect::<Vec<_>>()
     };
-    let first = bench.turn("me", &turn(1));
+    let first = bench.turn("me", &turn(1, 600_000));
     assert_eq!(sizes(first), [600_000, 600_000]);
-    assert_eq!(sizes(bench.turn("me", &turn(1))), [600_000, 600_000]);
-    assert_eq!(sizes(bench.turn("me", &turn(2))), [3_000_000]);
-    assert_eq!(sizes(bench.turn("me", &turn(3))), [5]);
+    assert_eq!(sizes(bench.turn("me", &turn(1, 600_000))), [600_000, 600_000]);
+    assert_eq!(sizes(bench.turn("me", &turn(2, 3_000_000))), [3_000_000]);
+    assert_eq!(sizes(bench.turn("me", &turn(3, 600_000))), [5]);
+}
+
+/// Claims with lists of their own.
+fn large_claims(call: u64, queues: &[&str], threads: usize) -> Turn {
+    Turn {
+        call,
+        large: Some(50_000),
+        claims: claims(queues, threads),
+        ..Turn::default()
+    }
+}
+
+/// A payload of 50 KB.
+fn large(letter: u8) -> Vec<u8> {
+    [&[letter][..], b"\0\xff", &vec![b'l'; 50_000]].concat()
+}
+
+#[test]
+fn a_large_payload_has_a_list_of_its_own_for_as_long_as_it_is_in_flight() {
+    let mut bench = Bench::with("me");
+    let jobs: Vec<Vec<u8>> = (b'a'..=b'e').map(large).collect();
+    bench.push("first", &[&jobs[0]]);
+    bench.push("second", &jobs[1..].iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let turn = large_claims(1, &["none", "first", "second"], 4);
+    let done = bench.turn("me", &turn);
+    assert_eq!(payloads(&done), jobs[..4].iter().map(Vec::as_slice).collect::<Vec<_>>());
+    assert_eq!(queue(&bench.server, "second"), jobs[4..]);
+    let after = bench.everything();
+    let mut again = bench.turn("me", &turn);
+    again.claimed.sort_by_key(|(token, _)| token.order());
+    assert_eq!(again, done);
+    assert_eq!(bench.everything(), after);
+
+    // Nothing of it is in the hash, and no pop has made a string of it.
+    let tokens: Vec<Token> = done.claimed.iter().map(|(token, _)| token.clone()).collect();
+    let lists: Vec<Vec<u8>> = tokens
+        .iter()
+        .map(|token| bench.keys.payload(b"me", token.order()))
+        .collect();
+    for (token, list) in tokens.iter().zip(&lists) {
+        assert!(token.has_list());
+        let held: Vec<u8> = bench
+            .connection
+            .hget(bench.keys.inflight("me"), token.as_bytes())
+            .unwrap();
+        assert_eq!(held, b"");
+        assert_eq!(bench.connection.llen::<_, u64>(list).unwrap(), 1);
+    }
+    assert_eq!(bench.server.calls_of("rpop"), 0);
+
+    // One ends, one goes back, for one the list is gone: then there is nothing to put back.
+    let () = bench.connection.del(&lists[2]).unwrap();
+    let turn = Turn {
+        call: 2,
+        acks: vec![tokens[0].clone()],
+        requeues: vec![
+            Requeue::Recorded(tokens[2].clone()),
+            Requeue::Recorded(tokens[1].clone()),
+        ],
+        ..Turn::default()
+    };
+    for _ in 0..2 {
+        assert_eq!(bench.turn("me", &turn).undone, Vec::<usize>::new());
+        assert!(queue(&bench.server, "second") == [jobs[1].clone(), jobs[4].clone()]);
+        assert_eq!(bench.fields("me"), [b"call".to_vec(), tokens[3].as_bytes().to_vec()]);
+        let left: Vec<bool> = lists
+            .iter()
+            .map(|list| bench.connection.exists(list).unwrap())
+            .collect();
+        assert_eq!(left, [false, false, false, true]);
+    }
+    assert_eq!(bench.try_leave("me", &tokens[3..], &[]).unwrap(), Fenced::Alive(0));
+    assert_eq!(
+        bench.all_but_the_clock().keys().collect::<Vec<_>>(),
+        ["queue:second", "queues"]
+    );
+}
+
+#[test]
+fn what_is_held_in_lists_is_given_back_at_exit_and_looked_at_meanwhile() {
+    let mut bench = Bench::with("me");
+    let payload = |jid: u8| {
+        [
+            &br#"{"class":"HardJob","jid":""#[..],
+            &[jid],
+            br#"","args":[""#,
+            &large(b'x')[3..],
+            br#""]}"#,
+        ]
+        .concat()
+    };
+    let jobs: Vec<Vec<u8>> = (b'a'..=b'd').map(payload).collect();
+    bench.push("work", &jobs.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let tokens: Vec<Token> = bench
+        .turn("me", &large_claims(1, &["work"], 4))
+        .claimed
+        .into_iter()
+        .map(|(token, _)| token)
+        .collect();
+    let (mut seen, page) = watch::in_flight(&mut bench.link, &bench.keys, b"me", None).unwrap();
+    assert_eq!(page, None);
+    seen.sort_by_key(|job| job.facts.jid.clone());
+    let jids: Vec<_> = seen.iter().map(|job| job.facts.jid.as_deref().unwrap()).collect();
+    assert_eq!(jids, ["a", "b", "c", "d"]);
+    let newest_first: Vec<Token> = tokens[1..].iter().rev().cloned().collect();
+    assert_eq!(
+        bench.try_leave("me", &tokens[..1], &newest_first).unwrap(),
+        Fenced::Alive(0)
+    );
+    assert_eq!(queue(&bench.server, "work"), jobs[1..]);
+    assert_eq!(
+        bench.all_but_the_clock().keys().collect::<Vec<_>>(),
+        ["queue:work", "queues"]
+    );
+}
+
+#[test]
+fn orphans_in_lists_of_their_own_are_settled_like_any_others() {
+    let mut bench = Bench::with("dead");
+    let jobs: Vec<Vec<u8>> = (b'a'..=b'e').map(large).collect();
+    bench.push("work", &jobs.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let mut tokens: Vec<Token> = bench
+        .turn("dead", &large_claims(1, &["work"], 4))
+        .claimed
+        .into_iter()
+        .map(|(token, _)| token)
+        .collect();
+    // One that was small.
+    tokens.extend(bench.record("dead", 2, "work", &[b"small".to_vec()]));
+    bench.outlive_leases();
+    assert_eq!(bench.reap_fields("dead").len(), 5);
+    let peeked = scripts::peek(&mut bench.link, &bench.keys, b"dead", &tokens).unwrap().1;
+    let expected = jobs[..4].iter().cloned().chain([b"small".to_vec()]).map(Some);
+    assert_eq!(peeked, expected.collect::<Vec<_>>());
+
+    let decisions = [
+        Decision::Requeue,
+        Decision::Kill(Reason::PoisonPill),
+        Decision::RequeueLast,
+        Decision::Discard(Reason::Unreadable),
+        Decision::Requeue,
+    ];
+    let orphans: Vec<Orphan> = tokens
+        .iter()
+        .zip(decisions)
+        .map(|(token, decision)| Orphan {
+            decision,
+            entry: b"entry".to_vec(),
+            ..orphan(token)
+        })
+        .collect();
+    let policy = Policy::default();
+    let settlement = settlement("piece", b"dead", &policy);
+    let settled = scripts::recover(&mut bench.link, &bench.keys, &settlement, &orphans).unwrap();
+    let ends = [End::Requeued, End::Dead, End::Requeued, End::Discarded, End::Requeued];
+    assert_eq!(noted(settled.unwrap()), ends.map(Outcome::Ended));
+    let expected = [b"small", &jobs[0][..], &jobs[4], &jobs[2]].map(<[u8]>::to_vec);
+    assert!(queue(&bench.server, "work") == expected);
+    assert_eq!(journal(&bench.server).len(), 4 + 1);
+    let left = bench.all_but_the_clock();
+    assert!(!left.keys().any(|key| key.contains("inflight")), "{:?}", left.keys());
+}
+
+#[test]
+fn a_queue_that_is_no_list_is_skipped_for_large_payloads_too() {
+    let mut bench = Bench::with("me");
+    bench.push("work", &[&large(b'a')]);
+    let () = bench.connection.set("queue:text", "x").unwrap();
+    // SORT would take one of these.
+    let () = bench.connection.sadd("queue:set", "a member").unwrap();
+    let () = bench.connection.zadd("queue:sorted", "a member", 1).unwrap();
+    let done = bench.turn("me", &large_claims(1, &["text", "set", "sorted", "work"], 2));
+    assert_eq!(payloads(&done), [large(b'a')]);
+    assert_eq!(done.refused, [b"text".to_vec(), b"set".to_vec(), b"sorted".to_vec()]);
+    assert_eq!(bench.connection.scard::<_, u64>("queue:set").unwrap(), 1);
+    assert_eq!(bench.connection.zcard::<_, u64>("queue:sorted").unwrap(), 1);
+    assert_eq!(
+        bench.try_leave("me", &[done.claimed[0].0.clone()], &[]).unwrap(),
+        Fenced::Alive(0)
+    );
+    assert!(!bench.everything().keys().any(|key| key.contains("inflight")));
+}
+
+#[test]
+fn large_payloads_can_be_claimed_when_memory_is_full() {
+    let mut bench = Bench::on(Options::default().maxmemory("64mb").start());
+    bench.register("me");
+    bench.push("work", &[&large(b'a'), &large(b'b')]);
+    bench.server.config_set("maxmemory", "1mb");
+    assert!(bench.connection.set::<_, _, ()>("k", "v").is_err());
+    let done = bench.turn("me", &large_claims(1, &["work"], 1));
+    assert_eq!(payloads(&done), [large(b'a')]);
+    let turn = Turn {
+        acks: vec![done.claimed[0].0.clone()],
+        ..large_claims(2, &["work"], 1)
+    };
+    assert_eq!(payloads(&bench.turn("me", &turn)), [large(b'b')]);
 }
 
 #[test]
@@ -1225,7 +1424,7 @@ fn every_script_works_when_memory_is_full() {
     assert!(matches!(bench.beat("me"), Fenced::Alive(_)));
     let turn = Turn {
         counters: vec![],
-        bulk: false,
+        large: None,
         call: 2,
         acks: held[..1].to_vec(),
         requeues: vec![
@@ -1310,7 +1509,7 @@ fn assert_all_refused(bench: &mut Bench, orphans: &[Token], held: &[Token], code
     let before = bench.everything();
     let turn = Turn {
         counters: vec![],
-        bulk: false,
+        large: None,
         call: 2,
         acks: held[..1].to_vec(),
         requeues: vec![Requeue::Recorded(held[1].clone())],

@@ -12,7 +12,7 @@ end
 
 if not lease_of(inflight) then return {'lost'} end
 for _ = 1, tonumber(take()) do
-  redis.call('HDEL', inflight, take())
+  drop(inflight, {take()})
 end
 redis.call('HDEL', inflight, '-')
 for _ = 1, tonumber(take()) do

@@ -3,9 +3,10 @@
 local time = redis.call('TIME')
 local answer, bytes = {time[1] * 1000 + math.floor(time[2] / 1000)}, 0
 for i, token in ipairs(ARGV) do
-  local size = redis.call('HSTRLEN', KEYS[1], token)
+  local payload = list_of(KEYS[1], token) and payload_of(KEYS[1], token)
+  local size = payload and #payload or redis.call('HSTRLEN', KEYS[1], token)
   if i > 1 and bytes + size > 1048576 then break end
   bytes = bytes + size
-  answer[i + 1] = redis.call('HGET', KEYS[1], token)
+  answer[i + 1] = payload or payload_of(KEYS[1], token)
 end
 return answer

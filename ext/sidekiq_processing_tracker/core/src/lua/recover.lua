@@ -72,16 +72,16 @@ local function move(job)
   if decision == 'dead' then
     local added = redis.pcall('ZADD', dead, seconds, job.entry)
     if type(added) == 'table' then return nil end
-    redis.call('HDEL', inflight, token)
+    drop(inflight, {token})
     return 'dead'
   elseif decision == 'discarded' then
-    redis.call('HDEL', inflight, token)
+    drop(inflight, {token})
     return 'discarded'
   end
   if lock.kind == 'checked' or lock.kind == 'taken' then
     local ok, held = pcall(is_held_by_others, lock.queueing, lock.jid, lock.limit)
     if ok and held then
-      redis.call('HDEL', inflight, token)
+      drop(inflight, {token})
       return 'superseded'
     end
   end
@@ -148,7 +148,7 @@ for i = 17, #ARGV, 14 do
     lock.queueing, lock.runtime, lock.jid = lock_at(first), lock_at(first + 5), job.jid
     lock.limit, lock.ttl = tonumber(ARGV[i + 12]), tonumber(ARGV[i + 13])
   end
-  local plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held')
+  local plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held') and not list_of(inflight, job.token)
   -- Another orphan of the same job changes its count.
   if not plain or counters[job.counter] or (batch[1] and batch[1].key ~= job.key) then flush() end
 

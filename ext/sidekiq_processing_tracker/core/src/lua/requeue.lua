@@ -9,10 +9,9 @@ end
 
 -- Moves what the token holds back to its queue. False where it could not be pushed, so that it stays in flight.
 local function give_back(inflight, token, queue_key, queues, queue, last)
-  local payload = redis.call('HGET', inflight, token)
-  if not payload then return true end
-  if not push(queue_key, queues, queue, {payload}, last) then return false end
-  redis.call('HDEL', inflight, token)
+  local payload = payload_of(inflight, token)
+  if payload and not push(queue_key, queues, queue, {payload}, last) then return false end
+  drop(inflight, {token})
   return true
 end
 

@@ -3,10 +3,11 @@
 -- ARGV: call
 --       marks n, then n classes
 --       acks n, then n tokens
+--       acks n of jobs with a list of their own, then n tokens
 --       counters n, then n times: counter key (index in KEYS) of a job that is done
 --       requeues n, then n times: token ('' without a record), queue key (index in KEYS), queue, payload ('' with a token)
 --       records n, then n times: queue, payload
---       bulk ('1': payloads are known to be small, so that many may be popped at once)
+--       large (0: payloads are small, so that many may be popped at once; else how many bytes one may have)
 --       claims n, then n times: threads t, orders o, then o orders: the queue keys (indexes in KEYS), with a space between.
 --       A job for each of the t threads, from the first queue in its order that has one. All orders begin with the same
 --       queue; there is one for all threads, or one for each
@@ -56,6 +57,10 @@ else
   if ARGV[marks] ~= '0' then allow() end
 end
 for _ = 1, take_count() do
+  allowed = true
+  drop(inflight, {take()})
+end
+for _ = 1, take_count() do
   local key = KEYS[take_count()]
   if not again then redis.call('DEL', key) end
 end
@@ -97,7 +102,7 @@ if again then
   end
   for _, token in ipairs(redis.call('HKEYS', inflight)) do
     if string.sub(token, 1, #mine) == mine then
-      local index = tonumber(string.match(token, '^%d+%-(%d+) '))
+      local index = tonumber(string.match(token, '^%d+%-(%d+)%+? '))
       if index and index <= records then
         recorded[#recorded + 1] = token
       elseif index and index <= last then
@@ -142,9 +147,31 @@ local function claim(key, payloads)
   index = index + #payloads
 end
 
+-- A string of Lua's costs Redis more than all else that it does with a large payload. So it goes from list to list, and the
+-- caller reads it there. Answers as RPOP does, but with the token. Before Redis 7.0, SORT takes such a list from its other end, and reads all of it.
+local size = take_count()
+local large, bulk = size > 0 and redis.REDIS_VERSION_NUM, size == 0
+local function pop_large(key)
+  local token = prefix .. index + 1 .. '+' .. suffix_of(string.sub(key, 7))
+  local list = list_of(inflight, token)
+  local moved = redis.pcall('SORT', key, 'BY', 'nosort', 'DESC', 'LIMIT', 0, 1, 'STORE', list)
+  if moved == 0 then return false end
+  if type(moved) == 'table' then return moved end
+  local trimmed = redis.pcall('LTRIM', key, 0, -2)
+  if trimmed.err then
+    -- A set, say, which SORT takes too.
+    redis.call('DEL', list)
+    return trimmed
+  end
+  fields[filled + 1], fields[filled + 2] = token, ''
+  claimed[jobs + 1], claimed[jobs + 2] = token, ''
+  filled, jobs, index, bytes = filled + 2, jobs + 2, index + 1, bytes + size
+  return {token}
+end
+
 -- Claims so many jobs of a queue, if it has them. A queue that was found empty, or is none, is not tried again. Answers
 -- how many it got.
-local bulk, empty, most_bytes = take() == '1', {}, 1048576
+local empty, most_bytes = {}, 1048576
 local function pop(at, most)
   if empty[at] then return 0 end
   local key = KEYS[at]
@@ -152,7 +179,9 @@ local function pop(at, most)
   -- A reply must fit the read timeout.
   while got < most and bytes < most_bytes do
     local found
-    if bulk and most - got > 1 then
+    if large then
+      found = pop_large(key)
+    elseif bulk and most - got > 1 then
       found = redis.pcall('RPOP', key, most - got)
     else
       found = redis.pcall('RPOP', key)
@@ -163,7 +192,7 @@ local function pop(at, most)
       if found then refused[#refused + 1] = string.sub(key, 7) end
       return got
     end
-    claim(key, found)
+    if not large then claim(key, found) end
     got = got + #found
   end
   return got
@@ -177,7 +206,7 @@ local function pop_all(indexes, most)
   if got >= most then return end
   local order = {}
   for at in string.gmatch(indexes, '%d+') do order[#order + 1] = tonumber(at) end
-  if #order > 2 and redis.REDIS_VERSION_NUM then
+  if #order > 2 and redis.REDIS_VERSION_NUM and not large then
     local keys, count = {}, #order - 1
     for i = 1, count do keys[i] = KEYS[order[i + 1]] end
     while got < most and bytes < most_bytes do
@@ -199,8 +228,8 @@ local function pop_all(indexes, most)
 end
 
 local claims = take_count()
--- A pop takes away, too.
-if claims == 0 then allow() end
+-- A pop takes away, too, but SORT does not.
+if claims == 0 or large then allow() end
 for _ = 1, claims do
   local threads, orders = take_count(), take_count()
   local first, base = position + 1, index

@@ -3,10 +3,15 @@
 use super::answer::{bytes, token_of, whole, Answer};
 use super::TURN;
 use crate::entry::Token;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keys::Keys;
 use crate::link::{Call, Link};
+use redis::Value;
+use std::collections::HashMap;
 use std::sync::Arc;
+
+/// What a claim brings at most, in bytes; the script knows it too.
+const MOST_BYTES: usize = 1 << 20;
 
 /// A job that goes back to its queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +42,9 @@ pub struct Turn {
     pub records: Vec<(Vec<u8>, Arc<[u8]>)>,
     /// Jobs that threads wait for.
     pub claims: Vec<Claim>,
-    /// Payloads are known to be small, so that many may be claimed at once.
-    pub bulk: bool,
+    /// Where payloads are large, how many bytes one may have: then each that is claimed gets a list of its own, where Redis can do
+    /// that. Else many are claimed at once.
+    pub large: Option<usize>,
     /// The names of the counters of jobs that are done (`Keys::recoveries`).
     pub counters: Vec<String>,
 }
@@ -94,9 +100,12 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
     for class in &turn.marks {
         call.arg(class.as_str());
     }
-    call.count(turn.acks.len());
-    for token in &turn.acks {
-        call.arg(token.as_bytes());
+    for has_list in [false, true] {
+        let acks = || turn.acks.iter().filter(|token| token.has_list() == has_list);
+        call.count(acks().count());
+        acks().for_each(|token| {
+            call.arg(token.as_bytes());
+        });
     }
     call.count(turn.counters.len());
     for name in &turn.counters {
@@ -118,7 +127,7 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
     for (queue, payload) in &turn.records {
         call.arg(&queue[..]).arg(&payload[..]);
     }
-    call.number(u8::from(turn.bulk)).count(turn.claims.len());
+    call.count(turn.large.unwrap_or(0)).count(turn.claims.len());
     for claim in &turn.claims {
         call.count(claim.threads).count(claim.orders.len());
         for order in &claim.orders {
@@ -130,7 +139,15 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         }
     }
 
-    let mut answer = Answer::to("turn", link.run(&TURN, &call)?)?;
+    let (answer, lists) = match turn.large {
+        None => (link.run(&TURN, &call)?, Vec::new()),
+        Some(_) => link.run_and(
+            &TURN,
+            &call,
+            hoped_for(turn).map(|at| list(keys, identity.as_bytes(), at)),
+        )?,
+    };
+    let mut answer = Answer::to("turn", answer)?;
     match answer.text()?.as_str() {
         "lost" => return Ok(Turned::Lost),
         "stale" => return Ok(Turned::Stale),
@@ -154,5 +171,74 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         done.refused.push(bytes("turn", queue)?);
     }
     done.counted = answer.number()? == 1;
+    let lists = hoped_for(turn).zip(lists).filter_map(|(at, answer)| match answer {
+        Ok(Value::BulkString(payload)) => Some((at, payload)),
+        _ => None,
+    });
+    read_lists(link, keys, identity.as_bytes(), &mut done.claimed, lists.collect())?;
     Ok(Turned::Done(done))
+}
+
+/// The number of a job in flight: of the turn that took it, and its place there.
+type Number = (u64, u64);
+
+/// The jobs that this turn may claim, where all come that are wanted: as many as the script lets through.
+fn hoped_for(turn: &Turn) -> impl Iterator<Item = Number> + '_ {
+    let wanted: usize = turn.claims.iter().map(|claim| claim.threads).sum();
+    let most = MOST_BYTES.div_ceil(turn.large.unwrap_or(MOST_BYTES).max(1));
+    let first = turn.records.len() + 1;
+    (first..first + wanted.min(most)).map(|place| (turn.call, place as u64))
+}
+
+fn list(keys: &Keys, identity: &[u8], number: Number) -> redis::Cmd {
+    let mut command = redis::cmd("LINDEX");
+    command.arg(keys.payload(identity, number)).arg(0);
+    command
+}
+
+/// Puts the payloads in that have lists of their own. Those that are not at hand are read. A job whose list is gone is left out: it
+/// was recovered meanwhile, when this instance has lost its lease.
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn read_lists(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &[u8],
+    jobs: &mut Vec<(Token, Vec<u8>)>,
+    mut at_hand: HashMap<Number, Vec<u8>>,
+) -> Result<()> {
+    let missing: Vec<Number> = jobs
+        .iter()
+        .filter(|(token, _)| token.has_list() && !at_hand.contains_key(&token.order()))
+        .map(|(token, _)| token.order())
+        .collect();
+    if !missing.is_empty() {
+        let mut commands = redis::pipe();
+        for number in &missing {
+            commands.add_command(list(keys, identity, *number));
+        }
+        for (number, answer) in missing.into_iter().zip(link.pipeline(&commands)?) {
+            match answer.map_err(Error::from) {
+                Ok(Value::BulkString(payload)) => {
+                    at_hand.insert(number, payload);
+                }
+                Ok(_) => {}
+                // Somebody has overwritten it.
+                Err(Error::Refused(text)) if text.contains("WRONGTYPE") => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    jobs.retain_mut(|(token, payload)| {
+        if !token.has_list() {
+            return true;
+        }
+        let found = at_hand.remove(&token.order());
+        found.is_some_and(|found| {
+            *payload = found;
+            true
+        })
+    });
+    Ok(())
 }

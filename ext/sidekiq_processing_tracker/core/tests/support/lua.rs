@@ -16,19 +16,20 @@ macro_rules! script {
 
 script!(REGISTER, "clock", "index", "register");
 script!(BEAT, "lease", "clock", "beat");
-script!(TURN, "lease", "requeue", "turn");
+script!(TURN, "lease", "payloads", "requeue", "turn");
 script!(REAP, "clock", "reap");
-script!(PEEK, "peek");
+script!(PEEK, "payloads", "peek");
 script!(
     RECOVER,
     "lease",
     "clock",
+    "payloads",
     "requeue",
     "unique_locks",
     "dead_set",
     "recover"
 );
-script!(LEAVE, "lease", "requeue", "leave");
+script!(LEAVE, "lease", "payloads", "requeue", "leave");
 script!(CLAIM_DUE, "lease", "claim_due");
 script!(SETTLE_DUE, "lease", "settle_due");
 script!(RETURN_DUE, "lease", "return_due");

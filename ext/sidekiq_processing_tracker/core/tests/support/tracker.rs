@@ -225,18 +225,24 @@ pub fn queue(server: &RedisServer, name: &str) -> Vec<Vec<u8>> {
 /// All payloads in flight, of all instances.
 pub fn in_flight(server: &RedisServer) -> Vec<Vec<u8>> {
     let mut connection = server.connect();
-    let hashes: Vec<String> = connection.keys(format!("{NAMESPACE}:inflight:*")).unwrap();
-    let mut payloads = Vec::new();
-    for hash in hashes {
-        let fields: Vec<(Vec<u8>, Vec<u8>)> = connection.hgetall(hash).unwrap();
-        payloads.extend(
-            fields
-                .into_iter()
-                .filter(|(field, _)| field != b"call")
-                .map(|(_, payload)| payload),
-        );
-    }
-    payloads
+    // In one instant.
+    let script = redis::Script::new(
+        "local payloads = {}
+         for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
+           local fields = redis.call('TYPE', key).ok == 'hash' and redis.call('HGETALL', key) or {}
+           for i = 1, #fields, 2 do
+             local number = string.match(fields[i], '^(%d+%-%d+)%+ ')
+             if fields[i] ~= 'call' then
+               payloads[#payloads + 1] = number and redis.call('LINDEX', key .. ':' .. number, 0) or fields[i + 1]
+             end
+           end
+         end
+         return payloads",
+    );
+    script
+        .arg(format!("{NAMESPACE}:inflight:*"))
+        .invoke(&mut connection)
+        .unwrap()
 }
 
 /// Every instance that is listed.
