@@ -640,27 +640,31 @@ fn what_is_held_in_lists_is_given_back_at_exit_and_looked_at_meanwhile() {
 #[test]
 fn orphans_in_lists_of_their_own_are_settled_like_any_others() {
     let mut bench = Bench::with("dead");
-    let jobs: Vec<Vec<u8>> = (b'a'..=b'e').map(large).collect();
+    let jobs: Vec<Vec<u8>> = (b'a'..=b'f').map(large).collect();
     bench.push("work", &jobs.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let mut tokens: Vec<Token> = bench
-        .turn("dead", &large_claims(1, &["work"], 4))
+        .turn("dead", &large_claims(1, &["work"], 5))
         .claimed
         .into_iter()
         .map(|(token, _)| token)
         .collect();
-    // One that was small.
+    // Of one, somebody removes the list. One was small.
+    let gone = tokens.pop().unwrap();
+    let () = bench.connection.del(bench.keys.payload(b"dead", gone.order())).unwrap();
     tokens.extend(bench.record("dead", 2, "work", &[b"small".to_vec()]));
+    tokens.push(gone);
     bench.outlive_leases();
-    assert_eq!(bench.reap_fields("dead").len(), 5);
+    assert_eq!(bench.reap_fields("dead").len(), 6);
     let peeked = scripts::peek(&mut bench.link, &bench.keys, b"dead", &tokens).unwrap().1;
     let expected = jobs[..4].iter().cloned().chain([b"small".to_vec()]).map(Some);
-    assert_eq!(peeked, expected.collect::<Vec<_>>());
+    assert!(peeked == expected.chain([None]).collect::<Vec<_>>());
 
     let decisions = [
         Decision::Requeue,
         Decision::Kill(Reason::PoisonPill),
         Decision::RequeueLast,
         Decision::Discard(Reason::Unreadable),
+        Decision::Requeue,
         Decision::Requeue,
     ];
     let orphans: Vec<Orphan> = tokens
@@ -676,8 +680,9 @@ fn orphans_in_lists_of_their_own_are_settled_like_any_others() {
     let settlement = settlement("piece", b"dead", &policy);
     let settled = scripts::recover(&mut bench.link, &bench.keys, &settlement, &orphans).unwrap();
     let ends = [End::Requeued, End::Dead, End::Requeued, End::Discarded, End::Requeued];
-    assert_eq!(noted(settled.unwrap()), ends.map(Outcome::Ended));
-    let expected = [b"small", &jobs[0][..], &jobs[4], &jobs[2]].map(<[u8]>::to_vec);
+    let outcomes: Vec<Outcome> = ends.map(Outcome::Ended).into_iter().chain([Outcome::Gone]).collect();
+    assert_eq!(noted(settled.unwrap()), outcomes);
+    let expected = [b"small", &jobs[0][..], &jobs[5], &jobs[2]].map(<[u8]>::to_vec);
     assert!(queue(&bench.server, "work") == expected);
     assert_eq!(journal(&bench.server).len(), 4 + 1);
     let left = bench.all_but_the_clock();

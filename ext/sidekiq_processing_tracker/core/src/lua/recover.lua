@@ -148,12 +148,15 @@ for i = 17, #ARGV, 14 do
     lock.queueing, lock.runtime, lock.jid = lock_at(first), lock_at(first + 5), job.jid
     lock.limit, lock.ttl = tonumber(ARGV[i + 12]), tonumber(ARGV[i + 13])
   end
-  local plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held') and not list_of(inflight, job.token)
+  local list = list_of(inflight, job.token)
+  local plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held') and not list
   -- Another orphan of the same job changes its count.
   if not plain or counters[job.counter] or (batch[1] and batch[1].key ~= job.key) then flush() end
 
   job.count = job.expected or 0
   if plain then job.payload = redis.call('HGET', inflight, job.token) end
+  -- Somebody has removed its list, and the job with it.
+  if list and redis.call('TYPE', list).ok ~= 'list' then drop(inflight, {job.token}) end
   if job.payload or (not plain and redis.call('HEXISTS', inflight, job.token) == 1) then
     if job.expected then job.count = orphaned_before(job.counter) end
     if job.expected and job.count ~= job.expected then

@@ -148,7 +148,8 @@ local function claim(key, payloads)
 end
 
 -- A string of Lua's costs Redis more than all else that it does with a large payload. So it goes from list to list, and the
--- caller reads it there. Answers as RPOP does, but with the token. Before Redis 7.0, SORT takes such a list from its other end, and reads all of it.
+-- caller reads it there. Answers as RPOP does, but with the token. Before Redis 7.0, SORT takes a list from its other end, and
+-- reads all of it.
 local size = take_count()
 local large, bulk = size > 0 and redis.REDIS_VERSION_NUM, size == 0
 local function pop_large(key)
