@@ -18,6 +18,18 @@ rspec_sums() {
   ' "$1" 2>/dev/null
 }
 
+# The names of the tests that failed, a line each.
+cargo_failed() { sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$1"; }
+
+# The ids of the examples that failed, a line each. Nothing where there were errors outside of examples.
+rspec_failed() {
+  ruby -rjson -e '
+    report = JSON.parse(File.read(ARGV[0]).scrub)
+    exit if report.fetch("summary")["errors_outside_of_examples_count"].to_i > 0
+    report.fetch("examples").each { |example| puts example.fetch("id") if example["status"] == "failed" }
+  ' "$1" 2>/dev/null
+}
+
 # Each test that failed, by its file and name, with the first lines of what it printed. Nothing where none did: a build that
 # broke, say, whose last lines it is then.
 cargo_failures() {

@@ -51,6 +51,12 @@ impl Link {
         }
     }
 
+    /// Whether there is a connection, as far as is known. There is none after an error.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
     /// Connects, unless there is a connection.
     ///
     /// # Errors

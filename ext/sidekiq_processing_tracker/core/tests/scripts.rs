@@ -20,7 +20,7 @@ use processing_tracker_core::watch;
 use processing_tracker_core::{Error, Result};
 use redis::{Commands, FromRedisValue, Value};
 use support::lua;
-use support::redis_server::{Options, RedisServer};
+use support::redis_server::{Options, RedisServer, USER};
 use support::tracker::{assert_at_rest, job, journal, keys, link, queue, stat};
 
 const PACE: Pace = Pace {
@@ -707,6 +707,48 @@ fn a_queue_that_is_no_list_is_skipped_for_large_payloads_too() {
         Fenced::Alive(0)
     );
     assert!(!bench.everything().keys().any(|key| key.contains("inflight")));
+}
+
+#[test]
+fn a_right_that_is_missing_loses_no_large_payload() {
+    let mut bench = Bench::with("me");
+    let jobs: Vec<Vec<u8>> = (b'a'..=b'f').map(large).collect();
+    bench.push("work", &jobs.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let mut admin = bench.server.connect();
+    let mut acl = |rule: &str| {
+        redis::cmd("ACL")
+            .arg(&["SETUSER", USER, rule])
+            .exec(&mut admin)
+            .unwrap();
+    };
+    // Without these it is popped.
+    for (right, call) in [("sort", 1), ("ltrim", 2)] {
+        acl(&format!("-{right}"));
+        let done = bench.turn("me", &large_claims(call, &["work"], 2));
+        assert!(done.claimed.iter().all(|(token, _)| !token.has_list()));
+        assert_eq!((done.claimed.len(), done.refused.len()), (2, 0));
+        acl(&format!("+{right}"));
+    }
+    let done = bench.turn("me", &large_claims(3, &["work"], 2));
+    let tokens: Vec<Token> = done.claimed.iter().map(|(token, _)| token.clone()).collect();
+    assert!(tokens.len() == 2 && tokens.iter().all(Token::has_list));
+    // What cannot be read stays where it is, and comes back when it can.
+    acl("-lindex");
+    let requeue = |call| Turn {
+        call,
+        requeues: vec![Requeue::Recorded(tokens[0].clone())],
+        ..Turn::default()
+    };
+    assert_eq!(bench.turn("me", &requeue(4)).undone, [0]);
+    let refused = scripts::peek(&mut bench.link, &bench.keys, b"me", &tokens);
+    assert!(matches!(&refused, Err(Error::Refused(_))), "{}", refused.is_ok());
+    acl("+lindex");
+    bench.turn("me", &requeue(5));
+    assert!(queue(&bench.server, "work") == [large(b'e')]);
+    let peeked = scripts::peek(&mut bench.link, &bench.keys, b"me", &tokens[1..])
+        .unwrap()
+        .1;
+    assert!(peeked == [Some(large(b'f'))]);
 }
 
 #[test]

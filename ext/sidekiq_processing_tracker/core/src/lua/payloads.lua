@@ -5,13 +5,16 @@ local function list_of(inflight, token)
   return number and inflight .. ':' .. number
 end
 
--- False for a token that is not there, or whose list somebody has removed or overwritten.
+-- False for a token that is not there, or whose list somebody has removed or overwritten; nil where Redis does not tell (a right
+-- is missing).
 local function payload_of(inflight, token)
   local payload = redis.call('HGET', inflight, token)
   local list = payload and list_of(inflight, token)
   if not list then return payload end
   payload = redis.pcall('LINDEX', list, 0)
-  return type(payload) == 'string' and payload
+  if type(payload) ~= 'table' then return payload end
+  if string.find(payload.err, '^WRONGTYPE') then return false end
+  return nil
 end
 
 -- They are not in flight any more.

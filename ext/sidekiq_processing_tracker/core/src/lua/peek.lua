@@ -3,7 +3,9 @@
 local time = redis.call('TIME')
 local answer, bytes = {time[1] * 1000 + math.floor(time[2] / 1000)}, 0
 for i, token in ipairs(ARGV) do
-  local payload = list_of(KEYS[1], token) and payload_of(KEYS[1], token)
+  local list, payload = list_of(KEYS[1], token), false
+  if list then payload = payload_of(KEYS[1], token) end
+  if payload == nil then payload = redis.call('LINDEX', list, 0) end -- raises what Redis says
   local size = payload and #payload or redis.call('HSTRLEN', KEYS[1], token)
   if i > 1 and bytes + size > 1048576 then break end
   bytes = bytes + size

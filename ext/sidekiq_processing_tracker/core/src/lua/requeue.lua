@@ -7,10 +7,10 @@ local function push(queue_key, queues, queue, payloads, last)
   return true
 end
 
--- Moves what the token holds back to its queue. False where it could not be pushed, so that it stays in flight.
+-- Moves what the token holds back to its queue. False where it could not be read or pushed, so that it stays in flight.
 local function give_back(inflight, token, queue_key, queues, queue, last)
   local payload = payload_of(inflight, token)
-  if payload and not push(queue_key, queues, queue, {payload}, last) then return false end
+  if payload == nil or payload and not push(queue_key, queues, queue, {payload}, last) then return false end
   drop(inflight, {token})
   return true
 end

@@ -149,7 +149,7 @@ end
 
 -- A string of Lua's costs Redis more than all else that it does with a large payload. So it goes from list to list, and the
 -- caller reads it there. Answers as RPOP does, but with the token. Before Redis 7.0, SORT takes a list from its other end, and
--- reads all of it.
+-- reads all of it. Where this user may not do that, it is RPOP too.
 local size = take_count()
 local large, bulk = size > 0 and redis.REDIS_VERSION_NUM, size == 0
 local function pop_large(key)
@@ -157,12 +157,12 @@ local function pop_large(key)
   local list = list_of(inflight, token)
   local moved = redis.pcall('SORT', key, 'BY', 'nosort', 'DESC', 'LIMIT', 0, 1, 'STORE', list)
   if moved == 0 then return false end
-  if type(moved) == 'table' then return moved end
-  local trimmed = redis.pcall('LTRIM', key, 0, -2)
-  if trimmed.err then
-    -- A set, say, which SORT takes too.
+  local failed = type(moved) == 'table' and moved or redis.pcall('LTRIM', key, 0, -2)
+  if failed.err then
+    -- Of a set, say, which SORT takes too.
     redis.call('DEL', list)
-    return trimmed
+    if not string.find(failed.err, '^WRONGTYPE') then large = nil end
+    return failed
   end
   fields[filled + 1], fields[filled + 2] = token, ''
   claimed[jobs + 1], claimed[jobs + 2] = token, ''
@@ -180,8 +180,10 @@ local function pop(at, most)
   -- A reply must fit the read timeout.
   while got < most and bytes < most_bytes do
     local found
-    if large then
-      found = pop_large(key)
+    if large then found = pop_large(key) end
+    local in_list = large
+    if in_list then
+      -- It is claimed, if there was one.
     elseif bulk and most - got > 1 then
       found = redis.pcall('RPOP', key, most - got)
     else
@@ -193,7 +195,7 @@ local function pop(at, most)
       if found then refused[#refused + 1] = string.sub(key, 7) end
       return got
     end
-    if not large then claim(key, found) end
+    if not in_list then claim(key, found) end
     got = got + #found
   end
   return got

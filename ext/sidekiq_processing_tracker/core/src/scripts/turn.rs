@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// What a claim brings at most, in bytes; the script knows it too.
 const MOST_BYTES: usize = 1 << 20;
+/// How many lists are read at once where their payloads were not at hand.
+const LISTS_AT_ONCE: usize = 4;
 
 /// A job that goes back to its queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,13 +141,14 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         }
     }
 
+    // On a new connection the turn may be a repetition, of one whose answer was too large for something on its way.
     let (answer, lists) = match turn.large {
-        None => (link.run(&TURN, &call)?, Vec::new()),
-        Some(_) => link.run_and(
+        Some(_) if link.is_connected() => link.run_and(
             &TURN,
             &call,
             hoped_for(turn).map(|at| list(keys, identity.as_bytes(), at)),
         )?,
+        _ => (link.run(&TURN, &call)?, Vec::new()),
     };
     let mut answer = Answer::to("turn", answer)?;
     match answer.text()?.as_str() {
@@ -213,15 +216,15 @@ pub(crate) fn read_lists(
         .filter(|(token, _)| token.has_list() && !at_hand.contains_key(&token.order()))
         .map(|(token, _)| token.order())
         .collect();
-    if !missing.is_empty() {
+    for some in missing.chunks(LISTS_AT_ONCE) {
         let mut commands = redis::pipe();
-        for number in &missing {
+        for number in some {
             commands.add_command(list(keys, identity, *number));
         }
-        for (number, answer) in missing.into_iter().zip(link.pipeline(&commands)?) {
+        for (number, answer) in some.iter().zip(link.pipeline(&commands)?) {
             match answer.map_err(Error::from) {
                 Ok(Value::BulkString(payload)) => {
-                    at_hand.insert(number, payload);
+                    at_hand.insert(*number, payload);
                 }
                 Ok(_) => {}
                 // Somebody has overwritten it.
