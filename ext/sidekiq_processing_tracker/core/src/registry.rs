@@ -618,7 +618,7 @@ impl Registry {
                 _ => back.push(self.next),
             }
         }
-        self.largest -= self.largest / 64;
+        self.largest -= self.largest / 16;
         self.put_ready_back(back);
         let mut calls = Vec::new();
         for (crew, missing) in self.crews.iter_mut().zip(missing) {

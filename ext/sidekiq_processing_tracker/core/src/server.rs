@@ -319,7 +319,6 @@ fn rights(keys: &Keys) -> Vec<Rights> {
         "ZREMRANGEBYRANK",
         "ZREMRANGEBYSCORE",
     ];
-    const LARGE: &[&str] = &["LINDEX", "SORT"];
     const DUE: &[&str] = &["ZADD", "ZCARD", "ZRANGEBYSCORE", "ZREM"];
     let ours = (OURS, keys.key("x"), keys.key("*"));
     if keys.has_outbox() {
@@ -327,12 +326,7 @@ fn rights(keys: &Keys) -> Vec<Rights> {
     }
     vec![
         ours,
-        (LARGE, keys.key("x"), keys.key("*")),
-        right(
-            &["EXISTS", "LPUSH", "LTRIM", "RPOP", "RPUSH", "SORT"],
-            "queue:x",
-            "queue:*",
-        ),
+        right(&["EXISTS", "LPUSH", "RPOP", "RPUSH"], "queue:x", "queue:*"),
         right(&["SADD"], keys::QUEUES, keys::QUEUES),
         right(&["ZADD", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"], keys::DEAD, keys::DEAD),
         right(DUE, "schedule", "schedule"),

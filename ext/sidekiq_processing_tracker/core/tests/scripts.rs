@@ -712,7 +712,7 @@ fn a_queue_that_is_no_list_is_skipped_for_large_payloads_too() {
 #[test]
 fn a_right_that_is_missing_loses_no_large_payload() {
     let mut bench = Bench::with("me");
-    let jobs: Vec<Vec<u8>> = (b'a'..=b'f').map(large).collect();
+    let jobs: Vec<Vec<u8>> = (b'a'..=b'h').map(large).collect();
     bench.push("work", &jobs.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let mut admin = bench.server.connect();
     let mut acl = |rule: &str| {
@@ -722,14 +722,14 @@ fn a_right_that_is_missing_loses_no_large_payload() {
             .unwrap();
     };
     // Without these it is popped.
-    for (right, call) in [("sort", 1), ("ltrim", 2)] {
+    for (right, call) in [("sort", 1), ("ltrim", 2), ("lindex", 3)] {
         acl(&format!("-{right}"));
         let done = bench.turn("me", &large_claims(call, &["work"], 2));
         assert!(done.claimed.iter().all(|(token, _)| !token.has_list()));
         assert_eq!((done.claimed.len(), done.refused.len()), (2, 0));
         acl(&format!("+{right}"));
     }
-    let done = bench.turn("me", &large_claims(3, &["work"], 2));
+    let done = bench.turn("me", &large_claims(4, &["work"], 2));
     let tokens: Vec<Token> = done.claimed.iter().map(|(token, _)| token.clone()).collect();
     assert!(tokens.len() == 2 && tokens.iter().all(Token::has_list));
     // What cannot be read stays where it is, and comes back when it can.
@@ -739,16 +739,16 @@ fn a_right_that_is_missing_loses_no_large_payload() {
         requeues: vec![Requeue::Recorded(tokens[0].clone())],
         ..Turn::default()
     };
-    assert_eq!(bench.turn("me", &requeue(4)).undone, [0]);
+    assert_eq!(bench.turn("me", &requeue(5)).undone, [0]);
     let refused = scripts::peek(&mut bench.link, &bench.keys, b"me", &tokens);
     assert!(matches!(&refused, Err(Error::Refused(_))), "{}", refused.is_ok());
     acl("+lindex");
-    bench.turn("me", &requeue(5));
-    assert!(queue(&bench.server, "work") == [large(b'e')]);
+    bench.turn("me", &requeue(6));
+    assert!(queue(&bench.server, "work") == [large(b'g')]);
     let peeked = scripts::peek(&mut bench.link, &bench.keys, b"me", &tokens[1..])
         .unwrap()
         .1;
-    assert!(peeked == [Some(large(b'f'))]);
+    assert!(peeked == [Some(large(b'h'))]);
 }
 
 #[test]

@@ -57,8 +57,11 @@ else
   if ARGV[marks] ~= '0' then allow() end
 end
 for _ = 1, take_count() do
-  allowed = true
-  drop(inflight, {take()})
+  local token = take()
+  if not again then
+    drop(inflight, {token})
+    allowed = true
+  end
 end
 for _ = 1, take_count() do
   local key = KEYS[take_count()]
@@ -151,11 +154,14 @@ end
 -- caller reads it there. Answers as RPOP does, but with the token. Before Redis 7.0, SORT takes a list from its other end, and
 -- reads all of it. Where this user may not do that, it is RPOP too.
 local size = take_count()
-local large, bulk = size > 0 and redis.REDIS_VERSION_NUM, size == 0
+local large, bulk, may_read = size > 0 and redis.REDIS_VERSION_NUM, size == 0, false
 local function pop_large(key)
   local token = prefix .. index + 1 .. '+' .. suffix_of(string.sub(key, 7))
   local list = list_of(inflight, token)
-  local moved = redis.pcall('SORT', key, 'BY', 'nosort', 'DESC', 'LIMIT', 0, 1, 'STORE', list)
+  -- What may not be read must not be moved.
+  local read = not may_read and redis.pcall('LINDEX', list, 0)
+  may_read = type(read) ~= 'table'
+  local moved = may_read and redis.pcall('SORT', key, 'BY', 'nosort', 'DESC', 'LIMIT', 0, 1, 'STORE', list) or read
   if moved == 0 then return false end
   local failed = type(moved) == 'table' and moved or redis.pcall('LTRIM', key, 0, -2)
   if failed.err then
