@@ -14,7 +14,7 @@ class Bundle
   # Where the gems of all sets are installed, apart from those of the specs.
   GEMS = File.join(ROOT, "tmp", "bundles")
 
-  # What Bundler says where gems cannot be had.
+  # What Bundler says where gems cannot be had (matrix/cell knows the same words).
   MISSING = /Could not find gem|could not be found in|Could not (reach|fetch)|Network error/
 
   @known = {}

@@ -57,7 +57,7 @@ module Queues
     client.call("EVAL", "#{HELD} return held(KEYS[1])", 1, key)
   end
 
-  # In one instant.
+  # What an in-flight hash holds, for scripts: they read it in one instant.
   HELD = <<~LUA
     local function held(key)
       local payloads, fields = {}, redis.call('HGETALL', key)
