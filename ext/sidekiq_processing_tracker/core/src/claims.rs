@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 /// How long an ack may wait for company.
 const LINGER: Duration = Duration::from_millis(1);
+/// How long a clean exit waits for claims that Redis is to end. What they bring later goes back by itself.
+const WITHDRAWN_WITHIN: Duration = Duration::from_millis(500);
 /// How often what Redis has is compared with what this process holds.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How often empty queues are looked at though Redis has told of no change, which it may have done in vain.
@@ -43,6 +45,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
         settling: None,
         settle: Attempts::default(),
         watch: Watch::default(),
+        withdrawal: None,
         refused: Vec::new(),
     });
     loop {
@@ -121,6 +124,8 @@ pub(crate) struct Claims {
     settling: Option<Recovery>,
     settle: Attempts,
     watch: Watch,
+    /// When claims were first found to be unwanted, and when to ask Redis again to end them.
+    withdrawal: Option<(Instant, Instant)>,
     /// Queues that nothing could be taken from, and since when. They are not looked at, since they are never empty.
     refused: Vec<(Vec<u8>, Instant)>,
 }
@@ -150,6 +155,7 @@ enum Task {
     Ride(String, Pace),
     Settle(String, Pace),
     Look(BTreeSet<Arc<[u8]>>, Option<i64>),
+    Withdraw(Vec<i64>),
     Leave(String),
 }
 
@@ -166,6 +172,7 @@ impl Claims {
             },
             Task::Settle(identity, pace) => self.settle(identity, pace),
             Task::Look(queues, told) => self.look(queues, told),
+            Task::Withdraw(clients) => scripts::unblock(&mut self.link, &clients),
             Task::Leave(identity) => self.leave(&identity),
         };
         match outcome {
@@ -227,7 +234,9 @@ impl Claims {
             self.watch.woken |= state.registry.idle_crews().next().is_some();
             state.registry.hope();
         }
-        let mut wait = (self.swept.1 + SWEEP_EVERY).saturating_duration_since(now);
+        let mut sweeps_at = self.swept.1 + SWEEP_EVERY;
+        sweeps_at = state.sweeps.at().map_or(sweeps_at, |at| at.min(sweeps_at));
+        let mut wait = sweeps_at.saturating_duration_since(now);
         let settles_at = match self.settling {
             Some(_) => self.settle.at,
             None => state.registry.settles_at(),
@@ -239,6 +248,11 @@ impl Claims {
             return Ok(Task::Sweep(identity));
         }
         let leaving = state.phase == Phase::Leaving;
+        match self.withdraw(state, now) {
+            Some(Ok(task)) => return Ok(task),
+            Some(Err(pause)) => wait = wait.min(pause),
+            None => {}
+        }
         if !state.registry.is_idle() {
             let company = match state.registry.oldest_ack() {
                 Some(oldest) if !leaving && !state.registry.is_urgent() => {
@@ -250,19 +264,51 @@ impl Claims {
                 return Ok(Task::Turn(identity, state.registry.turn()));
             }
             wait = wait.min(company);
+        } else if leaving && self.withdrawal.is_some_and(|(since, _)| now < since + WITHDRAWN_WITHIN) {
+            // What they bring may go back yet.
+            return Err(wait);
         } else if leaving && self.swept_last {
             // Drawn up under the lock that says there is nothing else: what comes later comes too late for the process.
             self.last_call = Some(state.registry.last_call());
             return Ok(Task::Leave(identity));
         } else if leaving {
             return Ok(Task::Sweep(identity));
-        } else if let Some(look) = self.next_look(state, now) {
-            match look {
-                Ok(task) => return Ok(task),
-                Err(pause) => wait = wait.min(pause),
+        } else {
+            for slot in state.registry.post_claims(now) {
+                if let Some(wake) = self.shared.slot_wakes.get(slot) {
+                    wake.notify_one();
+                }
+            }
+            if let Some(at) = state.registry.slots.posts_at() {
+                wait = wait.min(at.saturating_duration_since(now).max(LINGER));
+            }
+            match self.next_look(state, now) {
+                Some(Ok(task)) => return Ok(task),
+                Some(Err(pause)) => wait = wait.min(pause),
+                None => {}
             }
         }
         Err(wait)
+    }
+
+    /// Has Redis end the claims that wait there and are not wanted any more, if there are any.
+    fn withdraw(&mut self, state: &mut State, now: Instant) -> Option<std::result::Result<Task, Duration>> {
+        let rendezvous = &self.shared.settings.redis.rendezvous;
+        let mut clients = state.registry.unwanted_claims();
+        // Elsewhere the id would be another's.
+        clients.retain(|client| rendezvous.is_current(client.visit));
+        if clients.is_empty() {
+            self.withdrawal = None;
+            return None;
+        }
+        let (since, at) = *self.withdrawal.get_or_insert((now, now));
+        if now < at {
+            return Some(Err(at - now));
+        }
+        // It may not have reached Redis yet.
+        let pause = (now - since).clamp(LINGER, Duration::from_millis(100));
+        self.withdrawal = Some((since, now + pause));
+        Some(Ok(Task::Withdraw(clients.iter().map(|client| client.id).collect())))
     }
 
     /// When to look at the queues that threads wait for, if there are any.
@@ -270,8 +316,15 @@ impl Claims {
         self.refused
             .retain(|(_, since)| now.duration_since(*since) < LOOK_EVERY);
         let mut queues: BTreeSet<Arc<[u8]>> = BTreeSet::new();
-        for crew in state.registry.idle_crews() {
-            queues.extend(crew.plan.queues().cloned());
+        let rendezvous = &self.shared.settings.redis.rendezvous;
+        for (number, crew) in state.registry.idle_crews() {
+            let is_covered = |queue: &[u8]| {
+                state
+                    .registry
+                    .slots
+                    .covers(number, queue, |visit| rendezvous.is_current(visit))
+            };
+            queues.extend(crew.plan.queues().filter(|queue| !is_covered(queue)).cloned());
         }
         queues.retain(|queue| !self.refused.iter().any(|(refused, _)| **refused == **queue));
         if queues.is_empty() {
@@ -425,6 +478,7 @@ impl Claims {
 
     fn sweep(&mut self, identity: &str) -> crate::Result<()> {
         let fields = scripts::fields(&mut self.link, &self.shared.keys, identity)?;
+        self.gather(identity)?;
         self.swept = (self.link.generation(), Instant::now());
         match fields {
             Fenced::Lost => self.shared.lose(identity),
@@ -435,6 +489,28 @@ impl Claims {
                     state.registry.sweep(fields);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// What somebody has laid aside and not taken goes back to its queue.
+    fn gather(&mut self, identity: &str) -> crate::Result<()> {
+        let queues: BTreeSet<Arc<[u8]>> = {
+            let mut state = self.shared.state();
+            state.sweeps.made();
+            let crews = state.registry.crews().iter();
+            crews.flat_map(|crew| crew.plan.queues().cloned()).collect()
+        };
+        let queues: Vec<_> = queues.into_iter().collect();
+        if !self.shared.settings.blocks || queues.is_empty() {
+            return Ok(());
+        }
+        match scripts::gather(&mut self.link, &self.shared.keys, identity, &queues) {
+            Ok(0) => {}
+            Ok(_) => self.shared.state().registry.hope(),
+            // Blocking claims have no rights here, so nothing lies there.
+            Err(Error::Refused(_)) => {}
+            Err(error) => return Err(error),
         }
         Ok(())
     }

@@ -35,6 +35,15 @@ impl Plan {
         self.queues.iter()
     }
 
+    /// The names of the queues, each once: in a strict order as they stand, else the likeliest first.
+    #[must_use]
+    pub fn by_weight(&self) -> Vec<Arc<[u8]>> {
+        let weight = |queue: &Arc<[u8]>| self.queues.iter().filter(|other| *other == queue).count();
+        let mut queues = distinct(self.queues.clone());
+        queues.sort_by_key(|queue| std::cmp::Reverse(weight(queue)));
+        queues
+    }
+
     /// What so many threads want: one order for each job, as Sidekiq's own fetch draws it.
     #[must_use]
     pub fn claims(&self, threads: usize, dice: &mut fastrand::Rng) -> Vec<Claim> {

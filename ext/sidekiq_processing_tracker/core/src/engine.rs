@@ -3,14 +3,14 @@
 use crate::crew::Plan;
 use crate::due::{Claimed, Due, Push, Straight};
 use crate::error::Result;
-use crate::events::{Event, Events};
+use crate::events::Events;
 use crate::identity;
 use crate::parker::{lock, Parker};
 use crate::registry::{Handle, Requeueing, Standing, Taken};
 use crate::scripts;
 use crate::settings::Settings;
 use crate::shared::{Phase, Shared, State};
-use crate::{claims, control, threads, wake};
+use crate::{blocking, claims, control, wake};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -49,23 +49,7 @@ impl Engine {
     }
 
     fn start_thread(&mut self, name: &str, body: fn(Arc<Shared>)) -> Result<()> {
-        let (shared, ended) = (self.shared.clone(), Parker::new());
-        let has_ended = ended.clone();
-        threads::spawn(name, move || {
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(shared.clone())));
-            if outcome.is_err() {
-                // The other threads end too, so the lease runs out, and others recover what is recorded.
-                let mut state = shared.state();
-                state.phase = Phase::Stopped;
-                shared.wake_all(&mut state);
-                drop(state);
-                shared.events.push(Event::Warning(
-                    "A native thread died of a bug. Restart this process".into(),
-                ));
-            }
-            has_ended.unpark();
-        })?;
-        self.threads.push(ended);
+        self.threads.push(self.shared.start_thread(name, body)?);
         Ok(())
     }
 
@@ -94,12 +78,20 @@ impl Engine {
     /// Threads will come that take jobs by this plan. Answers what to call them.
     ///
     /// # Errors
-    /// `Error::Internal` when the system has no random bytes to give.
+    /// `Error::Internal` when the system has no random bytes, or no thread, to give.
     pub fn add_crew(&self, plan: Plan) -> Result<usize> {
         let seed = identity::seed()?;
+        let settings = &self.shared.settings;
         let mut state = self.shared.state();
         let crew = state.registry.add_crew(plan, seed);
+        let slots = state.registry.slots.count();
+        if settings.blocks && !settings.polls {
+            state.registry.add_slots(crew);
+        }
+        let slots = slots..state.registry.slots.count();
         self.shared.alarm_wake.notify_all();
+        drop(state);
+        blocking::start(&self.shared, slots)?;
         Ok(crew)
     }
 
@@ -131,7 +123,8 @@ impl Engine {
     /// Wakes the claims thread where there is something to claim, or where a crew has come to wait for something in queues
     /// that were found empty: they may not be watched. One more thread that waits in vain changes nothing.
     fn nudge_for(&self, state: &mut State, crew: usize, was_idle: bool) {
-        if state.registry.is_hungry() || (!was_idle && state.registry.is_idle_crew(crew)) {
+        let is_watched = was_idle || !state.registry.is_idle_crew(crew);
+        if state.registry.is_hungry() || !is_watched || state.registry.has_unwanted_claims() {
             self.shared.nudge(state);
         }
     }
@@ -175,7 +168,7 @@ impl Engine {
     pub fn stop_waiting(&self, crew: usize, parker: &Arc<Parker>) {
         let mut state = self.shared.state();
         state.registry.stop_waiting(crew, parker, Instant::now());
-        if state.registry.gives_back_at().is_some() {
+        if state.registry.gives_back_at().is_some() || state.registry.has_unwanted_claims() {
             self.shared.nudge(&mut state);
         }
     }

@@ -89,6 +89,11 @@ impl Keys {
         }
     }
 
+    /// Where a blocking claim lays a job of this queue for the moment until it is recorded.
+    pub(crate) fn aside(&self, name: &[u8]) -> Vec<u8> {
+        [self.key("aside:").as_bytes(), name].concat()
+    }
+
     /// Sidekiq's set of queue names.
     pub(crate) fn queues(&self) -> Vec<u8> {
         self.sidekiqs(QUEUES.as_bytes())

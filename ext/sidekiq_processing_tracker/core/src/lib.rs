@@ -2,6 +2,7 @@
 //!
 //! docs/protocol.md says what is promised and why; each module here is one of its nouns.
 
+mod blocking;
 mod claims;
 pub mod clock;
 mod control;
@@ -31,6 +32,7 @@ pub mod sentinel;
 pub mod server;
 pub mod settings;
 mod shared;
+pub mod slots;
 pub mod target;
 pub mod threads;
 pub mod tls;

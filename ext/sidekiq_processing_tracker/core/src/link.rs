@@ -146,6 +146,44 @@ impl Link {
         }
     }
 
+    /// The same, after a command that goes first in one go. Answers both.
+    ///
+    /// # Errors
+    /// As for `run`; not where the server refuses the command alone.
+    pub fn run_after(
+        &mut self,
+        script: &Script,
+        call: &Call,
+        command: redis::Cmd,
+    ) -> Result<(redis::RedisResult<Value>, Value)> {
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(command);
+        pipeline.add_command(call.command("EVALSHA", script.hash()));
+        let mut answers = self.pipeline(&pipeline)?.into_iter();
+        match (answers.next(), answers.next()) {
+            (Some(first), Some(Err(error))) if error.code() == Some("NOSCRIPT") => Ok((first, self.run(script, call)?)),
+            (Some(first), Some(answer)) => Ok((first, self.settle(answer)?)),
+            _ => Err(Error::protocol("a pipeline", "two answers were expected")),
+        }
+    }
+
+    /// Has the connection wait for an answer for so much longer than others, from now on.
+    ///
+    /// # Errors
+    /// `Error::Connection`, where the system refuses that.
+    pub fn wait_longer(&mut self, patience: Duration) -> Result<()> {
+        let within = self.target.time_to_reply(self.timeout).saturating_add(patience);
+        match &self.connection {
+            Some(opened) => Ok(opened.connection.set_read_timeout(Some(within))?),
+            None => Ok(()),
+        }
+    }
+
+    /// Which server the connection leads to (`Rendezvous::is_current`).
+    pub(crate) fn visit(&self) -> Option<u64> {
+        self.connection.as_ref().map(|opened| opened.visit)
+    }
+
     /// Sends a command.
     ///
     /// # Errors

@@ -8,7 +8,8 @@ use crate::events::LostJob;
 use crate::parker::Parker;
 use crate::payload;
 use crate::recovery::Dropped;
-use crate::scripts::{Done, Requeue, Turn};
+use crate::scripts::{Blocked, Done, Requeue, Turn};
+use crate::slots::{Client, Slots};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -98,6 +99,8 @@ pub struct Registry {
     jobs: HashMap<Handle, Job>,
     next: Handle,
     crews: Vec<Crew>,
+    /// The claims that wait in Redis for jobs.
+    pub slots: Slots,
     dice: Option<fastrand::Rng>,
     /// Redis keeps counters of jobs that were orphaned before, which an ack clears.
     counted: bool,
@@ -198,6 +201,78 @@ impl Registry {
         self.crews.len() - 1
     }
 
+    /// This crew may have claims that wait in Redis.
+    pub fn add_slots(&mut self, crew: usize) {
+        if let Some(plan) = self.crews.get(crew) {
+            self.slots.add(crew, plan);
+        }
+    }
+
+    /// Makes the claims that are to wait in Redis. Answers the slots that have something to do now.
+    pub fn post_claims(&mut self, now: Instant) -> Vec<usize> {
+        self.slots.post(&self.crews, now)
+    }
+
+    /// The connections whose claims are not wanted any more.
+    pub fn unwanted_claims(&mut self) -> Vec<Client> {
+        self.slots.unwanted(&self.crews)
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub fn has_unwanted_claims(&self) -> bool {
+        self.slots.has_unwanted(&self.crews)
+    }
+
+    /// The claim of a slot is answered; with `None` by a Redis that knows of no lease. `goes_on`: it may make another one at once.
+    pub fn brought(&mut self, slot: usize, blocked: Option<Blocked>, goes_on: bool, now: Instant) -> Calls {
+        let mut calls = Calls::default();
+        let Some(number) = self.slots.answered(slot) else {
+            return calls;
+        };
+        match blocked {
+            Some(Blocked::Brought(brought)) => {
+                self.counted = brought.counted;
+                self.largest = self.largest.max(brought.payload.len());
+                let handle = self.insert(brought.token, brought.payload);
+                match self.crews.get_mut(number) {
+                    Some(crew) if !crew.is_quiet() => {
+                        crew.add(handle);
+                        crew.dry &= !brought.more;
+                        calls.0.extend(crew.call());
+                        crew.weigh(now);
+                    }
+                    _ => self.put_ready_back(vec![handle]),
+                }
+            }
+            Some(Blocked::Missed) => {
+                if let Some(crew) = self.crews.get_mut(number) {
+                    crew.dry = false;
+                }
+            }
+            Some(Blocked::Nothing) | None => {}
+        }
+        if goes_on {
+            self.slots.claim_again(slot, &self.crews);
+        }
+        calls
+    }
+
+    /// A claimed job.
+    fn insert(&mut self, token: Token, payload: Vec<u8>) -> Handle {
+        self.next += 1;
+        let job = Job {
+            queue: token.queue().to_vec(),
+            payload: payload.into(),
+            record: Record::Kept(token),
+            fate: Fate::Running,
+            waiter: None,
+            claimed: true,
+        };
+        self.jobs.insert(self.next, job);
+        self.next
+    }
+
     /// The crews.
     #[must_use]
     pub fn crews(&self) -> &[Crew] {
@@ -287,9 +362,9 @@ impl Registry {
         self.crews.iter().any(Crew::is_hungry)
     }
 
-    /// The crews whose threads wait for something to come into empty queues.
-    pub fn idle_crews(&self) -> impl Iterator<Item = &Crew> {
-        self.crews.iter().filter(|crew| crew.is_idle())
+    /// The crews whose threads wait for something to come into empty queues, and what they are called.
+    pub fn idle_crews(&self) -> impl Iterator<Item = (usize, &Crew)> {
+        self.crews.iter().enumerate().filter(|(_, crew)| crew.is_idle())
     }
 
     /// Whether this crew is one of those.
@@ -600,22 +675,13 @@ impl Registry {
             let place = usize::try_from(token.index())
                 .ok()
                 .and_then(|index| index.checked_sub(records + 1));
-            self.next += 1;
-            let job = Job {
-                queue: token.queue().to_vec(),
-                payload: payload.into(),
-                record: Record::Kept(token),
-                fate: Fate::Running,
-                waiter: None,
-                claimed: true,
-            };
-            self.jobs.insert(self.next, job);
+            let handle = self.insert(token, payload);
             match place.and_then(|place| claims.get(place)) {
                 Some(number) if !self.crews[*number].is_quiet() => {
                     missing[*number] = missing[*number].saturating_sub(1);
-                    self.crews[*number].add(self.next);
+                    self.crews[*number].add(handle);
                 }
-                _ => back.push(self.next),
+                _ => back.push(handle),
             }
         }
         self.largest -= self.largest / 16;
@@ -724,6 +790,7 @@ impl Registry {
         self.oldest_ack = None;
         self.counters.clear();
         self.dropped.clear();
+        self.slots.withdraw();
         for handle in self.crews.iter_mut().flat_map(Crew::clear).collect::<Vec<_>>() {
             self.jobs.remove(&handle);
         }
@@ -800,7 +867,8 @@ impl Registry {
                 held.insert(token);
             }
         }
-        let mut nobodys: Vec<Token> = found.iter().filter(|token| !held.contains(token)).cloned().collect();
+        let is_held = |token: &Token| held.contains(token) || self.slots.may_hold(token);
+        let mut nobodys: Vec<Token> = found.iter().filter(|token| !is_held(token)).cloned().collect();
         // The newest first: each goes to the end that Sidekiq takes from.
         nobodys.sort_by_key(|token| std::cmp::Reverse(token.order()));
         self.requeues

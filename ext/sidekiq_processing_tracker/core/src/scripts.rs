@@ -2,6 +2,7 @@
 //! instance's life; the turn, recovery and looks have files of their own.
 
 mod answer;
+mod block;
 mod recover;
 mod survey;
 mod turn;
@@ -18,6 +19,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 pub(crate) use answer::{bytes, whole, Answer};
+pub use block::*;
 pub(crate) use recover::lock_of;
 pub use recover::*;
 pub use survey::*;
@@ -62,6 +64,8 @@ script!(REGISTER, "clock", "index", "register");
 script!(ENLIST, "lease", "index", "enlist");
 script!(BEAT, "lease", "clock", "beat");
 script!(TURN, "lease", "payloads", "requeue", "turn");
+script!(TAKE, "lease", "aside", "take");
+script!(GATHER, "aside", "gather");
 script!(REAP, "clock", "reap");
 script!(PEEK, "payloads", "peek");
 script!(
@@ -90,6 +94,8 @@ pub fn prepare() {
         &ENLIST,
         &BEAT,
         &TURN,
+        &TAKE,
+        &GATHER,
         &REAP,
         &PEEK,
         &RECOVER,

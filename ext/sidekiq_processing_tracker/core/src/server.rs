@@ -364,7 +364,7 @@ fn missing(link: &mut Link, wanted: &[Rights]) -> Result<Option<String>> {
 /// The error, naming what the user may not do where Redis has refused something for that.
 pub(crate) fn explain(link: &mut Link, keys: &Keys, error: &Error) -> Option<Error> {
     let text = match error {
-        Error::Refused(text) if is_of_rights(text) => text,
+        Error::Refused(text) if speaks_of_rights(text) => text,
         _ => return None,
     };
     let missing = missing_rights(link, keys).ok().flatten()?;
@@ -373,7 +373,12 @@ pub(crate) fn explain(link: &mut Link, keys: &Keys, error: &Error) -> Option<Err
     )))
 }
 
-fn is_of_rights(text: &str) -> bool {
+/// Whether Redis refuses something for want of a right.
+pub(crate) fn is_of_rights(error: &Error) -> bool {
+    matches!(error, Error::Refused(text) if speaks_of_rights(text))
+}
+
+fn speaks_of_rights(text: &str) -> bool {
     ["NOPERM", "ACL failure", "can't run this command"]
         .iter()
         .any(|words| text.contains(words))
@@ -399,7 +404,7 @@ fn examine_for(target: &Target, wanted: &[Rights], listed: &str, timeout: Durati
     let mut link = Link::new(target.clone(), timeout);
     let missing = match missing(&mut link, wanted) {
         // One who may not even run scripts.
-        Err(Error::Refused(text)) if is_of_rights(&text) => Some(text),
+        Err(Error::Refused(text)) if speaks_of_rights(&text) => Some(text),
         missing => missing?,
     };
     match missing {

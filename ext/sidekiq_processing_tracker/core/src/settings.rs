@@ -26,6 +26,8 @@ pub struct Settings {
     pub info: Vec<(String, String)>,
     /// Look for work from time to time, rather than be told of it by Redis.
     pub polls: bool,
+    /// Let Redis hand jobs over as they come, where it can.
+    pub blocks: bool,
     /// Whose fetch takes the jobs.
     pub fetch: Fetch,
     /// What is to become of orphans.

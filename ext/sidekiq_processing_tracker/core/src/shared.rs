@@ -11,6 +11,8 @@ use crate::parker::{lock, Parker};
 use crate::registry::Registry;
 use crate::scripts::{Beat, Fenced};
 use crate::settings::{Pace, Settings};
+use crate::slots;
+use crate::threads;
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -29,6 +31,7 @@ pub(crate) struct Shared {
     pub claims_wake: Condvar,
     pub control_wake: Condvar,
     pub alarm_wake: Condvar,
+    pub slot_wakes: [Condvar; slots::MOST],
     warned: Mutex<HashSet<String>>,
 }
 
@@ -58,6 +61,7 @@ pub(crate) struct State {
     pub distrusted: Option<i64>,
     /// It was told of one.
     pub alarm: bool,
+    pub sweeps: Sweeps,
     /// How many instances there are, as far as this one knows.
     pub instances: u64,
     /// The indexes in which the registered instance stands.
@@ -68,6 +72,34 @@ pub(crate) struct State {
     lost: Option<(String, Vec<LostJob>)>,
     pub health: Health,
     pub ended: Vec<Arc<Parker>>,
+}
+
+/// Sweeps that are made before their time, since a claim has had no answer.
+#[derive(Debug, Default)]
+pub(crate) struct Sweeps {
+    at: Option<Instant>,
+    again: bool,
+}
+
+impl Sweeps {
+    /// How long after the first the second is made: what was sent on a connection that broke may arrive late.
+    const LATE: Duration = Duration::from_secs(5);
+
+    /// Asks for two: one at once, and one for what comes late.
+    pub fn ask(&mut self) {
+        self.at = Some(Instant::now());
+        self.again = true;
+    }
+
+    /// When the next is to be made.
+    pub fn at(&self) -> Option<Instant> {
+        self.at
+    }
+
+    /// One has been made.
+    pub fn made(&mut self) {
+        self.at = std::mem::take(&mut self.again).then(|| Instant::now() + Self::LATE);
+    }
 }
 
 /// When a beat was sent: for the pace of beats, and by a clock that counts suspension.
@@ -173,6 +205,7 @@ impl Shared {
                 told: None,
                 distrusted: None,
                 alarm: false,
+                sweeps: Sweeps::default(),
                 instances: 1,
                 indexes: Vec::new(),
                 phase: Phase::Running,
@@ -185,9 +218,38 @@ impl Shared {
             claims_wake: Condvar::new(),
             control_wake: Condvar::new(),
             alarm_wake: Condvar::new(),
+            slot_wakes: Default::default(),
             warned: Mutex::default(),
             settings,
         })
+    }
+
+    /// Starts a native thread. Answers a parker that is done when it has ended.
+    ///
+    /// # Errors
+    /// `Error::Internal` when the system has no thread to give.
+    pub fn start_thread(
+        self: &Arc<Self>,
+        name: &str,
+        body: impl FnOnce(Arc<Self>) + Send + 'static,
+    ) -> Result<Arc<Parker>> {
+        let (shared, ended) = (self.clone(), Parker::new());
+        let has_ended = ended.clone();
+        threads::spawn(name, move || {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(shared.clone())));
+            if outcome.is_err() {
+                // The other threads end too, so the lease runs out, and others recover what is recorded.
+                let mut state = shared.state();
+                state.phase = Phase::Stopped;
+                shared.wake_all(&mut state);
+                drop(state);
+                shared.events.push(Event::Warning(
+                    "A native thread died of a bug. Restart this process".into(),
+                ));
+            }
+            has_ended.unpark();
+        })?;
+        Ok(ended)
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -349,6 +411,7 @@ impl Shared {
         self.claims_wake.notify_all();
         self.control_wake.notify_all();
         self.alarm_wake.notify_all();
+        self.slot_wakes.iter().for_each(Condvar::notify_all);
         state.wake_beat_waiters();
         for parker in state.registry.waiters().into_iter().chain(state.ended.drain(..)) {
             parker.unpark();

@@ -118,7 +118,8 @@ impl Storm {
         let perform: Arc<Perform> = Arc::new(as_it_comes);
         while !self.is_over() {
             let process = self.processes.fetch_add(1, SeqCst);
-            let settings = native(forgetful(&self.proxy.socket_path(), &format!("slot{slot}-{process}")));
+            let mut settings = native(forgetful(&self.proxy.socket_path(), &format!("slot{slot}-{process}")));
+            settings.blocks = rng.chance(0.7);
             let workers = Workers::start(
                 Tracker::registered(settings),
                 &crews(),
@@ -157,6 +158,7 @@ impl Storm {
             let mut options = Options::new(&self.proxy.socket_path())
                 .set("instance_id", format!("killed{slot}-{process}"))
                 .set("recovery_window_ms", 1)
+                .set("blocks", rng.chance(0.7))
                 .set("work", "3,strict,high,work")
                 .set("work", "3,weighted,low,low,work");
             if rng.chance(0.5) {
@@ -242,17 +244,18 @@ fn a_storm_costs_no_job_and_doubles_only_those_whose_acks_it_cut() {
     // By job, and by process: how often others recovered it there, and how often it was recovered at all.
     let mut recovered: BTreeMap<String, BTreeMap<usize, usize>> = BTreeMap::new();
     let mut journalled: BTreeMap<String, usize> = BTreeMap::new();
+    // How often a process settled it itself.
+    let mut settled: BTreeMap<String, BTreeMap<usize, usize>> = BTreeMap::new();
     for line in journal(server) {
         assert_eq!(line.outcome, "requeued", "{line:?}");
-        if line.from != line.by {
-            let label = line.from.split(':').next().unwrap();
-            let process = label.rsplit('-').next().unwrap().parse().unwrap();
-            *recovered
-                .entry(line.jid.clone())
-                .or_default()
-                .entry(process)
-                .or_default() += 1;
-        }
+        let label = line.from.split(':').next().unwrap();
+        let process = label.rsplit('-').next().unwrap().parse().unwrap();
+        let tally = if line.from == line.by {
+            &mut settled
+        } else {
+            &mut recovered
+        };
+        *tally.entry(line.jid.clone()).or_default().entry(process).or_default() += 1;
         *journalled.entry(line.jid).or_default() += 1;
     }
     let (mut twice, mut runs) = (0, 0);
@@ -269,8 +272,16 @@ fn a_storm_costs_no_job_and_doubles_only_those_whose_acks_it_cut() {
         // What a process still holds goes back when it leaves: also where it never got the answer to that.
         let leaves = |process: &usize| matches!(ends.get(process), Some(&"left" | &"could not leave"));
         let held = |(process, held): (&usize, &usize)| held * usize::from(leaves(process));
-        let back =
-            journalled.get(jid).copied().unwrap_or(0) + entry.put_back + entry.held.iter().map(held).sum::<usize>();
+        // So does what a thread has dropped there and nobody has settled yet.
+        let settled = settled.get(jid).cloned().unwrap_or_default();
+        let dropped = |(process, dropped): (&usize, &usize)| {
+            let settled = settled.get(process).copied().unwrap_or(0);
+            dropped.saturating_sub(settled) * usize::from(leaves(process))
+        };
+        let back = journalled.get(jid).copied().unwrap_or(0)
+            + entry.put_back
+            + entry.held.iter().map(held).sum::<usize>()
+            + entry.dropped.iter().map(dropped).sum::<usize>();
         assert!(
             entry.begun() <= 1 + back,
             "FAULT_SEED={seed}: {jid} was begun {} times, and came back {back} times: {entry:?}, recovered {recovered:?}, ends {:?}",

@@ -98,7 +98,9 @@ fn no_push_is_missed_whatever_threads_do_at_the_moment() {
     let crews = [strict(&["a"], 2), weighted(&["b", "b", "a"], 3), strict(&["c", "b"], 1)];
     let workers: Vec<Workers> = (0..2)
         .map(|process| {
-            let tracker = Tracker::registered(native(settings(&server.socket_path(), &format!("p{process}"))));
+            let mut settings = native(settings(&server.socket_path(), &format!("p{process}")));
+            settings.blocks = process == 1;
+            let tracker = Tracker::registered(settings);
             Workers::start(tracker, &crews, &book, process, seed, &perform)
         })
         .collect();

@@ -56,6 +56,7 @@ fn settings() -> Settings {
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
         polls: false,
+        blocks: false,
         proc: None,
         exclusive: false,
     };
@@ -79,6 +80,7 @@ fn settings() -> Settings {
             "ttl_ms" => settings.ttl = millis(value),
             "hold_ms" => settings.hold = millis(value),
             "work" => settings.fetch = Fetch::Native,
+            "blocks" => settings.blocks = value == "true",
             "recovery_window_ms" => settings.policy.recovery_window = millis(value),
             other => panic!("unknown setting {other}"),
         }

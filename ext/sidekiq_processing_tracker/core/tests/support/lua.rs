@@ -17,6 +17,7 @@ macro_rules! script {
 script!(REGISTER, "clock", "index", "register");
 script!(BEAT, "lease", "clock", "beat");
 script!(TURN, "lease", "payloads", "requeue", "turn");
+script!(TAKE, "lease", "aside", "take");
 script!(REAP, "clock", "reap");
 script!(PEEK, "payloads", "peek");
 script!(

@@ -52,6 +52,7 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
         polls: false,
+        blocks: false,
         proc: None,
         exclusive: false,
     }
@@ -68,6 +69,13 @@ pub fn forgetful(socket: &Path, instance_id: &str) -> Settings {
 /// The same of those who claim their jobs themselves.
 pub fn native(mut settings: Settings) -> Settings {
     settings.fetch = Fetch::Native;
+    settings
+}
+
+/// The same, where Redis hands jobs over as they come.
+pub fn blocking(settings: Settings) -> Settings {
+    let mut settings = native(settings);
+    settings.blocks = true;
     settings
 }
 

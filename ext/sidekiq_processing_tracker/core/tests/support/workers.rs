@@ -69,6 +69,8 @@ pub struct Entry {
     pub done: BTreeMap<usize, usize>,
     /// By process: how often it was cut short by the end of that.
     pub held: BTreeMap<usize, usize>,
+    /// By process: how often a thread dropped it there.
+    pub dropped: BTreeMap<usize, usize>,
     /// How often it was put back by hand.
     pub put_back: usize,
 }
@@ -135,6 +137,11 @@ impl Book {
     /// It was cut short by the end of its process.
     pub fn hold(&self, process: usize, jid: &str) {
         self.change(jid, |entry| *entry.held.entry(process).or_default() += 1);
+    }
+
+    /// A thread dropped it.
+    pub fn dropped(&self, process: usize, jid: &str) {
+        self.change(jid, |entry| *entry.dropped.entry(process).or_default() += 1);
     }
 
     /// It was put back.
@@ -304,7 +311,10 @@ impl Worker {
                 self.book.finish(self.process, &jid);
                 engine.ack(taken.handle);
             }
-            End::Dropped => engine.release(taken.handle),
+            End::Dropped => {
+                self.book.dropped(self.process, &jid);
+                engine.release(taken.handle);
+            }
             End::Requeued => {
                 self.book.put_back(&jid);
                 match engine.requeue(taken.handle) {

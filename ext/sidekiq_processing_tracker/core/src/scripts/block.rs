@@ -1,0 +1,132 @@
+//! The blocking claim: Redis hands a job over in the moment in which it comes (docs/protocol.md, "Blocking claims").
+
+use super::answer::{token_of, Answer};
+use super::{Fenced, GATHER, TAKE};
+use crate::entry::Token;
+use crate::error::{Error, Result};
+use crate::keys::Keys;
+use crate::link::{Call, Link};
+use redis::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A job that a blocking claim has brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Brought {
+    /// Its name in the in-flight hash.
+    pub token: Token,
+    /// The job.
+    pub payload: Vec<u8>,
+    /// Whether its queue has more.
+    pub more: bool,
+    /// Whether there are jobs that were orphaned before: then an ack clears the job's counter.
+    pub counted: bool,
+}
+
+/// How a blocking claim ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blocked {
+    /// A job has come.
+    Brought(Brought),
+    /// One has come, and has gone again.
+    Missed,
+    /// None has come in time, or somebody has ended the wait.
+    Nothing,
+}
+
+/// A claim that waits in Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// The name of the queue.
+    pub queue: Arc<[u8]>,
+    /// Which of the places from which an instance makes such claims, one after the other.
+    pub slot: usize,
+    /// Its number: no other claim of this instance has it, and those before it from this slot have lower ones. It stands in the token.
+    pub index: u64,
+    /// How long it waits at most; 0: for ever.
+    pub patience: Duration,
+}
+
+/// Waits in Redis for a job, and claims it. A claim without an answer is never sent again.
+///
+/// # Errors
+/// As for `register`.
+pub fn block(link: &mut Link, keys: &Keys, identity: &str, block: &Block) -> Result<Fenced<Blocked>> {
+    let (aside, queue_key) = (keys.aside(&block.queue), keys.queue(&block.queue));
+    let mut wait = redis::cmd("BLMOVE");
+    wait.arg(&queue_key[..])
+        .arg(&aside[..])
+        .arg("RIGHT")
+        .arg("LEFT")
+        .arg(block.patience.as_secs_f64());
+    let mut take = Call::new([keys.inflight(identity), keys.info(identity)]);
+    take.also(aside).also(queue_key).also(keys.queues());
+    take.also(keys.counted().into_bytes());
+    take.count(block.slot).number(block.index).arg(&block.queue[..]);
+    let (waited, took) = link.run_after(&TAKE, &take, wait)?;
+    let mut answer = Answer::to("take", took)?;
+    match (answer.text()?.as_str(), waited) {
+        ("lost", _) => Ok(Fenced::Lost),
+        // Where Redis refuses to wait it may give all the same.
+        ("taken", _) => Ok(Fenced::Alive(Blocked::Brought(Brought {
+            token: token_of("take", answer.bytes()?)?,
+            payload: answer.bytes()?,
+            more: answer.number()? > 0,
+            counted: answer.number()? == 1,
+        }))),
+        (_, Err(error)) => Err(error.into()),
+        (_, Ok(Value::Nil)) => Ok(Fenced::Alive(Blocked::Nothing)),
+        (_, Ok(_)) => Ok(Fenced::Alive(Blocked::Missed)),
+    }
+}
+
+/// Whether this user may do what blocking claims need, and the id of the connection, by which another can end its wait.
+///
+/// # Errors
+/// As for `register`; `Error::Refused` where it may not.
+pub(crate) fn prepare_to_block(link: &mut Link, keys: &Keys, queue: &[u8]) -> Result<i64> {
+    let mut commands = redis::pipe();
+    commands.cmd("CLIENT").arg("ID");
+    commands.cmd("CLIENT").arg("UNBLOCK").arg(0);
+    commands
+        .cmd("LMOVE")
+        .arg(keys.aside(queue))
+        .arg(keys.queue(queue))
+        .arg("LEFT")
+        .arg("RIGHT");
+    let answers = link
+        .pipeline(&commands)?
+        .into_iter()
+        .collect::<redis::RedisResult<Vec<_>>>()?;
+    match answers.first() {
+        Some(Value::Int(id)) => Ok(*id),
+        _ => Err(Error::protocol("CLIENT ID", "a number was expected")),
+    }
+}
+
+/// Ends the waits of these connections.
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn unblock(link: &mut Link, clients: &[i64]) -> Result<()> {
+    let mut commands = redis::pipe();
+    for client in clients {
+        commands.cmd("CLIENT").arg("UNBLOCK").arg(*client);
+    }
+    link.pipeline(&commands)?
+        .into_iter()
+        .collect::<redis::RedisResult<Vec<_>>>()?;
+    Ok(())
+}
+
+/// What has been laid aside and not taken goes back to its queue, of these queues. Answers how many jobs did.
+///
+/// # Errors
+/// As for `register`.
+pub fn gather(link: &mut Link, keys: &Keys, identity: &str, queues: &[Arc<[u8]>]) -> Result<u64> {
+    let mut call = Call::new([keys.inflight(identity).into_bytes(), keys.queues()]);
+    for queue in queues {
+        call.also(keys.aside(queue)).also(keys.queue(queue)).arg(&queue[..]);
+    }
+    super::whole("gather", link.run(&GATHER, &call)?)
+}

@@ -1,0 +1,382 @@
+//! The blocking claims of this process: each waits in Redis for a job of one queue (docs/protocol.md, "Blocking claims").
+//! Plain data, no threads.
+
+use crate::crew::Crew;
+use crate::entry::Token;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How many there are at most. Each has a thread and a connection.
+pub const MOST: usize = 8;
+/// The connections that a process has beside these: together they should be fewer than its threads.
+const OTHERS: usize = 4;
+/// The indexes of their tokens begin here: no turn has so many jobs.
+const FIRST_INDEX: u64 = 1 << 32;
+
+/// What a thread of a slot is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Connect.
+    Connect,
+    /// Claim a job of this queue. `index` is for its token.
+    Claim {
+        /// The queue's name.
+        queue: Arc<[u8]>,
+        /// See `scripts::block`.
+        index: u64,
+    },
+}
+
+/// A connection, as long as there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// What Redis calls it.
+    pub id: i64,
+    /// Which server it leads to.
+    pub visit: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    crew: usize,
+    queue: Arc<[u8]>,
+    /// It is to connect.
+    called: bool,
+    client: Option<Client>,
+    /// The index of the claim that is outstanding.
+    outstanding: Option<u64>,
+    /// That claim is not wanted any more.
+    unwanted: bool,
+    /// It has failed, and makes no claim before.
+    rests_until: Option<Instant>,
+}
+
+/// The slots of all crews.
+#[derive(Debug, Default)]
+pub struct Slots {
+    slots: Vec<Slot>,
+    claims: u64,
+}
+
+impl Slots {
+    /// Makes slots for the queues of this crew, as long as there may be more.
+    pub fn add(&mut self, number: usize, crew: &Crew) {
+        for queue in crew.plan.by_weight() {
+            if self.slots.len() < MOST {
+                self.slots.push(Slot {
+                    crew: number,
+                    queue,
+                    called: false,
+                    client: None,
+                    outstanding: None,
+                    unwanted: false,
+                    rests_until: None,
+                });
+            }
+        }
+    }
+
+    fn of(&self, crew: usize) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(move |slot| slot.crew == crew)
+    }
+
+    fn outstanding_of(&self, crew: usize) -> usize {
+        self.of(crew).filter(|slot| slot.outstanding.is_some()).count()
+    }
+
+    /// How many claims a crew whose threads wait for queues that are empty should have outstanding.
+    fn most_for(crew: &Crew) -> usize {
+        if crew.is_idle() {
+            crew.wanted().saturating_sub(OTHERS).clamp(1, MOST)
+        } else {
+            0
+        }
+    }
+
+    fn claim(&mut self, slot: usize) {
+        self.claims += 1;
+        self.slots[slot].outstanding = Some(FIRST_INDEX + self.claims);
+    }
+
+    /// Makes the claims that should be made. Answers the slots that have something to do now.
+    pub fn post(&mut self, crews: &[Crew], now: Instant) -> Vec<usize> {
+        let mut busy = Vec::new();
+        for (number, crew) in crews.iter().enumerate() {
+            let mut left = Self::most_for(crew).saturating_sub(self.outstanding_of(number));
+            for at in 0..self.slots.len() {
+                let slot = &mut self.slots[at];
+                let rests = slot.rests_until.is_some_and(|until| now < until);
+                if slot.crew != number || slot.outstanding.is_some() || rests || left == 0 {
+                    continue;
+                }
+                left -= 1;
+                if slot.client.is_some() {
+                    self.claim(at);
+                    busy.push(at);
+                } else if !std::mem::replace(&mut slot.called, true) {
+                    busy.push(at);
+                }
+            }
+        }
+        busy
+    }
+
+    /// When `post` may have more to do.
+    #[must_use]
+    pub fn posts_at(&self) -> Option<Instant> {
+        self.slots.iter().filter_map(|slot| slot.rests_until).min()
+    }
+
+    /// Whether Redis gives a job of this queue to this crew as soon as it has one. `is_current`: whether a visit leads to the
+    /// server that is in use.
+    #[must_use]
+    pub fn covers(&self, crew: usize, queue: &[u8], is_current: impl Fn(u64) -> bool) -> bool {
+        self.of(crew).any(|slot| {
+            *slot.queue == *queue
+                && slot.outstanding.is_some()
+                && !slot.unwanted
+                && slot.client.is_some_and(|client| is_current(client.visit))
+        })
+    }
+
+    /// The connections whose claims are not wanted any more: a crew has fewer threads that wait than claims.
+    pub fn unwanted(&mut self, crews: &[Crew]) -> Vec<Client> {
+        for (number, crew) in crews.iter().enumerate() {
+            let mut surplus = self.outstanding_of(number).saturating_sub(crew.wanted());
+            let mine = self.slots.iter_mut().rev().filter(|slot| slot.crew == number);
+            for slot in mine.filter(|slot| slot.outstanding.is_some()) {
+                // The one that has waited in vain the longest is as good as any other.
+                if surplus > 0 || slot.unwanted {
+                    slot.unwanted = true;
+                    surplus = surplus.saturating_sub(1);
+                }
+            }
+        }
+        let unwanted = self.slots.iter().filter(|slot| slot.unwanted);
+        unwanted.filter_map(|slot| slot.client).collect()
+    }
+
+    /// Whether `unwanted` has something to do.
+    #[must_use]
+    pub fn has_unwanted(&self, crews: &[Crew]) -> bool {
+        !self.slots.is_empty()
+            && crews
+                .iter()
+                .enumerate()
+                .any(|(number, crew)| self.outstanding_of(number) > crew.wanted())
+    }
+
+    /// None of the claims is wanted any more.
+    pub fn withdraw(&mut self) {
+        for slot in &mut self.slots {
+            slot.unwanted = slot.outstanding.is_some();
+        }
+    }
+
+    /// What a slot is to do now.
+    pub fn order(&mut self, slot: usize) -> Option<Order> {
+        let slot = self.slots.get_mut(slot)?;
+        if std::mem::take(&mut slot.unwanted) {
+            // Not sent yet.
+            slot.outstanding = None;
+        }
+        match (slot.outstanding, slot.called) {
+            (Some(index), _) => Some(Order::Claim {
+                queue: slot.queue.clone(),
+                index,
+            }),
+            (None, true) => Some(Order::Connect),
+            (None, false) => None,
+        }
+    }
+
+    /// The queue of a slot.
+    #[must_use]
+    pub fn queue(&self, slot: usize) -> Option<Arc<[u8]>> {
+        self.slots.get(slot).map(|slot| slot.queue.clone())
+    }
+
+    /// A slot has a connection.
+    pub fn connected(&mut self, slot: usize, client: Client) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.called = false;
+            slot.client = Some(client);
+            slot.rests_until = None;
+        }
+    }
+
+    /// A slot has lost its connection, or has none yet. It is not asked for anything before then.
+    pub fn failed(&mut self, slot: usize, rests_until: Option<Instant>) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.called = false;
+            slot.client = None;
+            slot.outstanding = None;
+            slot.unwanted = false;
+            slot.rests_until = rests_until;
+        }
+    }
+
+    /// The claim of a slot is answered. Answers its crew.
+    pub fn answered(&mut self, slot: usize) -> Option<usize> {
+        let slot = self.slots.get_mut(slot)?;
+        slot.outstanding = None;
+        slot.unwanted = false;
+        Some(slot.crew)
+    }
+
+    /// A slot whose claim was answered makes the next one at once, if its crew still wants one and the claim before was not
+    /// taken back. Answers whether it does.
+    pub fn claim_again(&mut self, slot: usize, crews: &[Crew]) -> bool {
+        let Some((number, true)) = self.slots.get(slot).map(|slot| (slot.crew, slot.client.is_some())) else {
+            return false;
+        };
+        let most = crews.get(number).map_or(0, Self::most_for);
+        let again = self.outstanding_of(number) < most;
+        if again {
+            self.claim(slot);
+        }
+        again
+    }
+
+    /// Whether a record with this name may be that of a claim whose answer is on its way.
+    #[must_use]
+    pub fn may_hold(&self, token: &Token) -> bool {
+        self.slots.iter().any(|slot| slot.outstanding == Some(token.index()))
+    }
+
+    /// Whether a claim of this slot is outstanding.
+    #[must_use]
+    pub fn is_outstanding_at(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_some_and(|slot| slot.outstanding.is_some())
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether any claim is outstanding.
+    #[must_use]
+    pub fn is_outstanding(&self) -> bool {
+        self.slots.iter().any(|slot| slot.outstanding.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crew::Plan;
+    use crate::parker::Parker;
+
+    const HERE: Client = Client { id: 7, visit: 1 };
+
+    fn crew(queues: &[&str], threads: usize) -> Crew {
+        let plan = Plan::new(queues.iter().map(|queue| queue.as_bytes().to_vec()), false);
+        let mut crew = Crew::new(plan);
+        (0..threads).for_each(|_| crew.wait(Parker::new()));
+        crew.dry = true;
+        crew
+    }
+
+    /// Slots of a crew, all connected.
+    fn connected(crew: &Crew) -> Slots {
+        let mut slots = Slots::default();
+        slots.add(0, crew);
+        for slot in 0..slots.count() {
+            slots.connected(slot, HERE);
+        }
+        slots
+    }
+
+    #[test]
+    fn the_likeliest_queues_come_first_and_there_are_not_too_many() {
+        let crew = crew(&["a", "b", "b", "c", "c", "c"], 6);
+        let mut slots = Slots::default();
+        slots.add(0, &crew);
+        assert_eq!(slots.count(), 3);
+        let crews = [crew];
+        assert_eq!(slots.post(&crews, Instant::now()), [0, 1]);
+        assert_eq!(slots.post(&crews, Instant::now()), [0_usize; 0]);
+        assert_eq!(slots.order(0), Some(Order::Connect));
+        assert_eq!(slots.queue(0).as_deref(), Some(&b"c"[..]));
+        slots.connected(0, HERE);
+        assert_eq!(slots.order(0), None);
+        assert_eq!(slots.post(&crews, Instant::now()), [0]);
+        assert!(matches!(slots.order(0), Some(Order::Claim { .. })));
+        assert!(slots.covers(0, b"c", |visit| visit == 1));
+        assert!(!slots.covers(0, b"c", |visit| visit == 2));
+        assert!(!slots.covers(0, b"b", |_| true));
+    }
+
+    #[test]
+    fn a_crew_that_has_found_something_makes_no_claims_that_wait() {
+        let mut crew = crew(&["a"], 10);
+        let mut slots = connected(&crew);
+        crew.dry = false;
+        let crews = [crew];
+        assert!(slots.post(&crews, Instant::now()).is_empty());
+        assert!(!slots.claim_again(0, &crews));
+    }
+
+    #[test]
+    fn no_more_claims_than_threads_that_wait() {
+        let crew = crew(&["a", "b"], 6);
+        let mut slots = connected(&crew);
+        let mut crews = [crew];
+        assert_eq!(slots.post(&crews, Instant::now()), [0, 1]);
+        assert!(!slots.has_unwanted(&crews));
+        crews[0].claimed = 5;
+        assert!(slots.has_unwanted(&crews));
+        assert_eq!(slots.unwanted(&crews), [HERE]);
+        // Until it is answered it is to be taken back.
+        crews[0].claimed = 0;
+        assert_eq!(slots.unwanted(&crews), [HERE]);
+        assert!(!slots.covers(0, b"b", |_| true));
+        assert!(slots.covers(0, b"a", |_| true));
+        assert_eq!(slots.answered(1), Some(0));
+        assert!(slots.unwanted(&crews).is_empty());
+        assert!(slots.claim_again(1, &crews));
+    }
+
+    #[test]
+    fn one_that_is_taken_back_before_it_is_sent_is_not_sent() {
+        let crew = crew(&["a"], 5);
+        let mut slots = connected(&crew);
+        let crews = [crew];
+        slots.post(&crews, Instant::now());
+        slots.withdraw();
+        assert!(slots.is_outstanding());
+        assert_eq!(slots.order(0), None);
+        assert!(!slots.is_outstanding());
+    }
+
+    #[test]
+    fn one_that_has_failed_rests() {
+        let crew = crew(&["a"], 5);
+        let mut slots = connected(&crew);
+        let crews = [crew];
+        let now = Instant::now();
+        let later = now + std::time::Duration::from_secs(5);
+        slots.post(&crews, now);
+        slots.failed(0, Some(later));
+        assert!(slots.post(&crews, now).is_empty());
+        assert_eq!(slots.posts_at(), Some(later));
+        assert_eq!(slots.post(&crews, later), [0]);
+        assert_eq!(slots.order(0), Some(Order::Connect));
+    }
+
+    #[test]
+    fn knows_the_tokens_that_may_be_on_their_way() {
+        let crew = crew(&["a"], 5);
+        let mut slots = connected(&crew);
+        slots.post(&[crew], Instant::now());
+        let Some(Order::Claim { index, .. }) = slots.order(0) else {
+            panic!("a claim was expected");
+        };
+        let token = |index: u64| Token::read(format!("3-{index} 1700000000000 a").into_bytes()).unwrap();
+        assert!(slots.may_hold(&token(index)));
+        assert!(!slots.may_hold(&token(index + 1)));
+        assert!(!slots.may_hold(&token(1)));
+    }
+}
