@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// The channel on which Redis tells of changes.
 const CHANNEL: &str = "__redis__:invalidate";
 /// How long one read lasts: so soon does the thread notice that it is to end.
-const SLICE: Duration = Duration::from_millis(100);
+const SLICE: Duration = Duration::from_millis(250);
 
 pub(crate) fn run(shared: Arc<Shared>) {
     let mut attempts = Attempts::default();
