@@ -76,11 +76,19 @@ module Bench
         life = @run.fleet.of(line.fetch("from"))
         if life.nil? then :unknown
         elsif line["from"] == line["by"] then :dropped
+        elsif forfeited(life).include?(line["from"]) then :stopped
         elsif !life.in_flight.to_h.key?(line["from"]) && life.longest_stop > Fleet::TTL / 2 then :stopped
         elsif life.killed? then :killed
         elsif life.ended? then :ended
         else :alive
         end
+      end
+
+      # The identities whose leases a process has lost. What such a one had in flight may still wait there, as a suspect, when
+      # the process is killed under its next.
+      def forfeited(life)
+        @forfeited ||= {}
+        @forfeited[life] ||= life.log.lines.filter_map { |told| told[/lost the lease of (\S+),/, 1] }
       end
 
       def find_lost

@@ -279,8 +279,8 @@ impl Claims {
                     wake.notify_one();
                 }
             }
-            if let Some(at) = state.registry.slots.posts_at() {
-                wait = wait.min(at.saturating_duration_since(now).max(LINGER));
+            if let Some(at) = state.registry.slots.posts_at(now) {
+                wait = wait.min(at.saturating_duration_since(now));
             }
             match self.next_look(state, now) {
                 Some(Ok(task)) => return Ok(task),

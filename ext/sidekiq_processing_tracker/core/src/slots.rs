@@ -121,10 +121,11 @@ impl Slots {
         busy
     }
 
-    /// When `post` may have more to do.
+    /// When a slot that rests now will have rested.
     #[must_use]
-    pub fn posts_at(&self) -> Option<Instant> {
-        self.slots.iter().filter_map(|slot| slot.rests_until).min()
+    pub fn posts_at(&self, now: Instant) -> Option<Instant> {
+        let ends = self.slots.iter().filter_map(|slot| slot.rests_until);
+        ends.filter(|until| *until > now).min()
     }
 
     /// Whether Redis gives a job of this queue to this crew as soon as it has one. `is_current`: whether a visit leads to the
@@ -361,7 +362,9 @@ mod tests {
         slots.post(&crews, now);
         slots.failed(0, Some(later));
         assert!(slots.post(&crews, now).is_empty());
-        assert_eq!(slots.posts_at(), Some(later));
+        assert_eq!(slots.posts_at(now), Some(later));
+        // Nobody need look again for one that has rested: it may not be wanted.
+        assert_eq!(slots.posts_at(later), None);
         assert_eq!(slots.post(&crews, later), [0]);
         assert_eq!(slots.order(0), Some(Order::Connect));
     }
