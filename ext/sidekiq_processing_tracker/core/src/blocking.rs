@@ -4,7 +4,7 @@
 use crate::control::Attempts;
 use crate::error::{Error, Result};
 use crate::link::Link;
-use crate::scripts::{self, Block, Fenced};
+use crate::scripts::{self, Block, Blocked, Fenced};
 use crate::server;
 use crate::shared::{Phase, Shared};
 use crate::slots::{Client, Order};
@@ -28,13 +28,13 @@ pub(crate) fn run(shared: &Shared, slot: usize) {
         attempts: Attempts::default(),
     };
     while let Some((order, identity)) = thread.next_order() {
+        let claims = matches!(order, Order::Claim { .. });
         let outcome = match order {
-            Order::Connect => thread.connect(),
+            Order::Connect => thread.connect(&identity),
             Order::Claim { queue, index } => thread.claim(&identity, queue, index),
         };
-        match outcome {
-            Ok(()) => thread.attempts.succeeded(),
-            Err(error) => thread.fail(&error),
+        if let Err(error) = outcome {
+            thread.fail(&error, claims);
         }
     }
 }
@@ -67,13 +67,14 @@ impl Thread<'_> {
     }
 
     /// Sees to it that there is a connection, and that others know it.
-    fn connect(&mut self) -> Result<()> {
+    fn connect(&mut self, identity: &str) -> Result<()> {
         self.link.connect()?;
         if self.link.generation() == self.connection {
             return Ok(());
         }
-        let queue = self.shared.state().registry.slots.queue(self.slot).unwrap_or_default();
-        let id = scripts::prepare_to_block(&mut self.link, &self.shared.keys, &queue)?;
+        let (queue, index) = self.shared.state().registry.slots.past(self.slot).unwrap_or_default();
+        let before = self.block(queue, index);
+        let id = scripts::prepare_to_block(&mut self.link, &self.shared.keys, identity, &before)?;
         self.link.wait_longer(PATIENCE)?;
         let Some(visit) = self.link.visit() else {
             return Err(Error::Connection("the connection is gone".into()));
@@ -85,15 +86,24 @@ impl Thread<'_> {
         Ok(())
     }
 
-    fn claim(&mut self, identity: &str, queue: Arc<[u8]>, index: u64) -> Result<()> {
-        self.connect()?;
-        let block = Block {
+    fn block(&self, queue: Arc<[u8]>, index: u64) -> Block {
+        Block {
             queue,
             slot: self.slot,
             index,
             patience: PATIENCE,
-        };
+        }
+    }
+
+    fn claim(&mut self, identity: &str, queue: Arc<[u8]>, index: u64) -> Result<()> {
+        self.connect(identity)?;
+        let block = self.block(queue, index);
         let blocked = scripts::block(&mut self.link, &self.shared.keys, identity, &block)?;
+        self.attempts.succeeded();
+        if let Fenced::Alive(Blocked::Refused(error)) = blocked {
+            self.rest(&error);
+            return Ok(());
+        }
         let mut state = self.shared.state();
         let is_lost = blocked == Fenced::Lost;
         let brought = match blocked {
@@ -103,7 +113,10 @@ impl Thread<'_> {
         };
         let goes_on = state.registered && state.phase == Phase::Running && !is_lost;
         let calls = state.registry.brought(self.slot, brought, goes_on, Instant::now());
-        if state.registry.is_urgent() || state.phase == Phase::Leaving {
+        // Also where the slot makes no claim again though its crew waits: then its queue is to be looked at.
+        let is_left =
+            !state.registry.slots.is_outstanding_at(self.slot) && state.registry.idle_crews().next().is_some();
+        if is_left || state.registry.is_urgent() || state.phase == Phase::Leaving {
             self.shared.nudge(&mut state);
         }
         drop(state);
@@ -114,28 +127,46 @@ impl Thread<'_> {
         Ok(())
     }
 
-    fn fail(&mut self, error: &Error) {
+    /// The connection cannot be used, or a claim had no answer.
+    fn fail(&mut self, error: &Error, claims: bool) {
         self.link.discard();
         let mut state = self.shared.state();
         self.attempts.failed(state.pace);
-        let rests_until = match error {
-            Error::Refused(text) if server::is_of_rights(error) || text.contains("unknown command") => {
-                Some(Instant::now() + LONG_REST)
-            }
-            Error::Refused(_) => Some(Instant::now() + REST),
-            _ => self.attempts.at,
-        };
-        state.registry.slots.failed(self.slot, rests_until);
-        // It may have claimed something all the same, or may yet.
-        state.sweeps.ask();
+        state.registry.slots.failed(self.slot, self.attempts.at);
+        if claims {
+            // It may have claimed something all the same, or may yet.
+            state.sweeps.ask();
+        }
         self.shared.nudge(&mut state);
         drop(state);
-        if let Error::Refused(text) = error {
-            self.shared.warn_once(
-                "blocking",
-                format!("Redis does not wait for new jobs on our behalf, so they begin a little later: {text}"),
-            );
+        if matches!(error, Error::Refused(_)) {
+            self.rest(error);
         }
+    }
+
+    /// Redis does not do such things.
+    fn rest(&self, error: &Error) {
+        let text = error.to_string();
+        let is_for_good = ["unknown", "unsupported", "not supported"]
+            .iter()
+            .any(|word| text.to_lowercase().contains(word));
+        let pause = if is_for_good || server::is_of_rights(error) {
+            LONG_REST
+        } else {
+            REST
+        };
+        let mut state = self.shared.state();
+        state.registry.slots.rests(self.slot, Instant::now() + pause);
+        self.shared.nudge(&mut state);
+        drop(state);
+        if text.contains("WRONGTYPE") {
+            // A queue that is no list: turns tell of it.
+            return;
+        }
+        self.shared.warn_once(
+            "blocking",
+            format!("Redis does not wait for new jobs on our behalf, so they begin a little later: {text}"),
+        );
     }
 }
 

@@ -14,6 +14,7 @@ use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced, Turn, Turned};
 use crate::settings::Pace;
 use crate::shared::{Phase, Sent, Shared, Side, State};
+use crate::slots::Client;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -55,6 +56,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
         match claims.next_task(&mut state) {
             Ok(Task::Stop) => {
                 drop(state);
+                claims.let_go();
                 *helm = None;
                 return;
             }
@@ -155,7 +157,7 @@ enum Task {
     Ride(String, Pace),
     Settle(String, Pace),
     Look(BTreeSet<Arc<[u8]>>, Option<i64>),
-    Withdraw(Vec<i64>),
+    Withdraw(Vec<Client>),
     Leave(String),
 }
 
@@ -172,7 +174,7 @@ impl Claims {
             },
             Task::Settle(identity, pace) => self.settle(identity, pace),
             Task::Look(queues, told) => self.look(queues, told),
-            Task::Withdraw(clients) => scripts::unblock(&mut self.link, &clients),
+            Task::Withdraw(clients) => self.unblock(&clients),
             Task::Leave(identity) => self.leave(&identity),
         };
         match outcome {
@@ -295,7 +297,6 @@ impl Claims {
     fn withdraw(&mut self, state: &mut State, now: Instant) -> Option<std::result::Result<Task, Duration>> {
         let rendezvous = &self.shared.settings.redis.rendezvous;
         let mut clients = state.registry.unwanted_claims();
-        // Elsewhere the id would be another's.
         clients.retain(|client| rendezvous.is_current(client.visit));
         if clients.is_empty() {
             self.withdrawal = None;
@@ -308,7 +309,33 @@ impl Claims {
         // It may not have reached Redis yet.
         let pause = (now - since).clamp(LINGER, Duration::from_millis(100));
         self.withdrawal = Some((since, now + pause));
-        Some(Ok(Task::Withdraw(clients.iter().map(|client| client.id).collect())))
+        Some(Ok(Task::Withdraw(clients)))
+    }
+
+    fn unblock(&mut self, clients: &[Client]) -> crate::Result<()> {
+        self.link.connect()?;
+        let here = self.link.visit();
+        // Elsewhere the id would be another's.
+        let ids = clients.iter().filter(|client| Some(client.visit) == here);
+        match scripts::unblock(&mut self.link, &ids.map(|client| client.id).collect::<Vec<_>>()) {
+            // A right that was there before. The claims end by themselves.
+            Err(Error::Refused(_)) => {
+                self.withdrawal = self.withdrawal.map(|(since, _)| (since, Instant::now() + LOOK_EVERY));
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The engine ends without having left: what Redis would still give to its claims would lie there until its lease has run out.
+    fn let_go(&mut self) {
+        let mut state = self.shared.state();
+        state.registry.slots.withdraw();
+        let clients = state.registry.unwanted_claims();
+        drop(state);
+        if !clients.is_empty() && self.link.is_connected() {
+            let _ = self.unblock(&clients);
+        }
     }
 
     /// When to look at the queues that threads wait for, if there are any.
@@ -477,6 +504,7 @@ impl Claims {
     }
 
     fn sweep(&mut self, identity: &str) -> crate::Result<()> {
+        self.shared.state().sweeps.made();
         let fields = scripts::fields(&mut self.link, &self.shared.keys, identity)?;
         self.gather(identity)?;
         self.swept = (self.link.generation(), Instant::now());
@@ -496,19 +524,19 @@ impl Claims {
     /// What somebody has laid aside and not taken goes back to its queue.
     fn gather(&mut self, identity: &str) -> crate::Result<()> {
         let queues: BTreeSet<Arc<[u8]>> = {
-            let mut state = self.shared.state();
-            state.sweeps.made();
+            let state = self.shared.state();
             let crews = state.registry.crews().iter();
             crews.flat_map(|crew| crew.plan.queues().cloned()).collect()
         };
         let queues: Vec<_> = queues.into_iter().collect();
-        if !self.shared.settings.blocks || queues.is_empty() {
+        // Also where this process has no such claims: another may have had them.
+        if self.shared.keys.has_outbox() {
             return Ok(());
         }
         match scripts::gather(&mut self.link, &self.shared.keys, identity, &queues) {
             Ok(0) => {}
             Ok(_) => self.shared.state().registry.hope(),
-            // Blocking claims have no rights here, so nothing lies there.
+            // Who has the rights for such claims has these too.
             Err(Error::Refused(_)) => {}
             Err(error) => return Err(error),
         }

@@ -250,7 +250,7 @@ impl Registry {
                     crew.dry = false;
                 }
             }
-            Some(Blocked::Nothing) | None => {}
+            Some(Blocked::Nothing | Blocked::Refused(_)) | None => {}
         }
         if goes_on {
             self.slots.claim_again(slot, &self.crews);

@@ -66,6 +66,7 @@ script!(BEAT, "lease", "clock", "beat");
 script!(TURN, "lease", "payloads", "requeue", "turn");
 script!(TAKE, "lease", "aside", "take");
 script!(GATHER, "aside", "gather");
+script!(SPEND, "lease", "spend");
 script!(REAP, "clock", "reap");
 script!(PEEK, "payloads", "peek");
 script!(
@@ -96,6 +97,7 @@ pub fn prepare() {
         &TURN,
         &TAKE,
         &GATHER,
+        &SPEND,
         &REAP,
         &PEEK,
         &RECOVER,
@@ -222,7 +224,8 @@ pub fn leave(
     for index in indexes {
         call.also(index.clone());
     }
-    call.arg(identity).count(indexes.len()).count(acks.len());
+    call.arg(identity).arg(keys.queue(b""));
+    call.count(indexes.len()).count(acks.len());
     for token in acks {
         call.arg(token.as_bytes());
     }

@@ -74,7 +74,7 @@ pub(crate) struct State {
     pub ended: Vec<Arc<Parker>>,
 }
 
-/// Sweeps that are made before their time, since a claim has had no answer.
+/// Sweeps that are made before their time: at the start, and when a claim has had no answer.
 #[derive(Debug, Default)]
 pub(crate) struct Sweeps {
     at: Option<Instant>,
@@ -89,6 +89,11 @@ impl Sweeps {
     pub fn ask(&mut self) {
         self.at = Some(Instant::now());
         self.again = true;
+    }
+
+    /// Asks for one at once.
+    pub fn ask_once(&mut self) {
+        self.at = Some(Instant::now());
     }
 
     /// When the next is to be made.
@@ -266,6 +271,10 @@ impl Shared {
         state.beat_answered(sent);
         let lost = state.lost.take();
         let first = !std::mem::replace(&mut state.was_registered, true);
+        if first {
+            // For what others have left beside the queues.
+            state.sweeps.ask_once();
+        }
         let identity = state.identity.clone();
         self.works(&mut state, Side::Control);
         drop(state);

@@ -191,10 +191,12 @@ impl Slots {
         }
     }
 
-    /// The queue of a slot.
+    /// The queue of a slot, and an index than which none of its claims so far has a greater one, and all later ones have.
     #[must_use]
-    pub fn queue(&self, slot: usize) -> Option<Arc<[u8]>> {
-        self.slots.get(slot).map(|slot| slot.queue.clone())
+    pub fn past(&self, slot: usize) -> Option<(Arc<[u8]>, u64)> {
+        let slot = self.slots.get(slot)?;
+        let last = slot.outstanding.map_or(FIRST_INDEX + self.claims, |index| index - 1);
+        Some((slot.queue.clone(), last))
     }
 
     /// A slot has a connection.
@@ -214,6 +216,15 @@ impl Slots {
             slot.outstanding = None;
             slot.unwanted = false;
             slot.rests_until = rests_until;
+        }
+    }
+
+    /// A slot has a connection, but Redis refuses its claims.
+    pub fn rests(&mut self, slot: usize, until: Instant) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.outstanding = None;
+            slot.unwanted = false;
+            slot.rests_until = Some(until);
         }
     }
 
@@ -300,11 +311,13 @@ mod tests {
         assert_eq!(slots.post(&crews, Instant::now()), [0, 1]);
         assert_eq!(slots.post(&crews, Instant::now()), [0_usize; 0]);
         assert_eq!(slots.order(0), Some(Order::Connect));
-        assert_eq!(slots.queue(0).as_deref(), Some(&b"c"[..]));
+        assert_eq!(slots.past(0), Some((Arc::from(&b"c"[..]), FIRST_INDEX)));
         slots.connected(0, HERE);
         assert_eq!(slots.order(0), None);
         assert_eq!(slots.post(&crews, Instant::now()), [0]);
-        assert!(matches!(slots.order(0), Some(Order::Claim { .. })));
+        assert!(matches!(slots.order(0), Some(Order::Claim { index, .. }) if index == FIRST_INDEX + 1));
+        // On a connection that is made before it is sent it is still to come.
+        assert_eq!(slots.past(0).map(|(_, last)| last), Some(FIRST_INDEX));
         assert!(slots.covers(0, b"c", |visit| visit == 1));
         assert!(!slots.covers(0, b"c", |visit| visit == 2));
         assert!(!slots.covers(0, b"b", |_| true));

@@ -470,6 +470,41 @@ fn twenty_processes_that_wait_get_a_job_each() {
     assert_at_rest(&server);
 }
 
+#[test]
+fn a_queue_whose_claim_is_not_made_again_is_looked_at() {
+    let server = RedisServer::start();
+    let tracker = engine(&server);
+    let work = crew(&tracker, &["a", "b"]);
+    let mut parkers: Vec<_> = (0..10).map(|_| waits(&tracker, work)).collect();
+    until_blocked(&server, 2);
+    // None of them ends, so nothing of this process' own makes it look.
+    for round in 0..10 {
+        push(&server, "a", &[job(&format!("j{round}"))]);
+        let came = eventually_some(QUICK, "the job comes", || {
+            parkers.iter().position(|parker| parker.is_done())
+        });
+        let parker = parkers.remove(came);
+        take(&tracker, work, &parker, QUICK);
+    }
+    assert_eq!(in_flight(&server).len(), 10);
+    until_blocked(&server, 0);
+}
+
+#[test]
+fn a_process_without_such_claims_finds_what_lies_aside() {
+    let server = RedisServer::start();
+    let aside = |queue: &str| format!("sidekiq_processing:aside:{queue}");
+    let mut connection = server.connect();
+    let () = connection.lpush(aside("work"), &[job("one"), job("two")]).unwrap();
+    let () = connection.sadd("queues", "work").unwrap();
+    let tracker = Tracker::registered(settings(&server.socket_path(), "middleware"));
+    eventually(SOON, "they are back", || {
+        queue(&server, "work") == [job("one"), job("two")]
+    });
+    assert!(tracker.leave(SOON));
+    assert_at_rest(&server);
+}
+
 // --- the scripts ---
 
 const PACE: Pace = Pace {
@@ -533,6 +568,44 @@ fn a_late_copy_of_a_claim_takes_nothing() {
     let other = Block { slot: 1, ..claim(1) };
     scripts::block(&mut link, &keys(), ME, &other).unwrap();
     assert_eq!(queue(&server, "work"), [job("three")]);
+}
+
+#[test]
+fn a_claim_that_comes_after_its_slot_has_connected_anew_takes_nothing() {
+    let server = RedisServer::start();
+    let mut link = registered(&server);
+    push(&server, "work", &[job("one")]);
+    scripts::prepare_to_block(&mut link, &keys(), ME, &claim(5)).unwrap();
+    for index in [5, 4] {
+        scripts::block(&mut link, &keys(), ME, &claim(index)).unwrap();
+        assert_eq!((in_flight(&server), queue(&server, "work")), (vec![], vec![job("one")]));
+    }
+    // It goes on from there, and never back.
+    scripts::prepare_to_block(&mut link, &keys(), ME, &claim(3)).unwrap();
+    scripts::block(&mut link, &keys(), ME, &claim(5)).unwrap();
+    assert_eq!(in_flight(&server), NOTHING);
+    scripts::block(&mut link, &keys(), ME, &claim(6)).unwrap();
+    assert_eq!(in_flight(&server), [job("one")]);
+    // Who has no lease leaves nothing behind.
+    scripts::prepare_to_block(&mut link, &keys(), "nobody:1:00", &claim(5)).unwrap();
+    assert!(!our_keys(&server).iter().any(|key| key.contains("nobody")));
+}
+
+#[test]
+fn what_an_instance_has_not_heard_of_goes_back_when_it_leaves() {
+    let server = RedisServer::start();
+    let mut link = registered(&server);
+    push(&server, "work", &[job("one"), job("two")]);
+    let index = 1 << 32;
+    scripts::block(&mut link, &keys(), ME, &claim(index)).unwrap();
+    let Fenced::Alive(Blocked::Brought(known)) = scripts::block(&mut link, &keys(), ME, &claim(index + 1)).unwrap()
+    else {
+        panic!("a job was expected");
+    };
+    let left = scripts::leave(&mut link, &keys(), ME, &[], &[known.token], &[]).unwrap();
+    assert_eq!(left, Fenced::Alive(0));
+    assert_eq!(queue(&server, "work"), [job("one")]);
+    assert_at_rest(&server);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 -- leave: a clean exit. Acks, puts back what the instance still holds, gives up the lease and deregisters.
 -- KEYS: instances inflight info queues due, the indexes in which it stands, [queue key]...
--- ARGV: identity, indexes n, acks n, then n tokens, requeues n, then n times: token, queue key (index in KEYS), queue
+-- ARGV: identity, what the keys of queues begin with, indexes n, acks n, then n tokens, requeues n, then n times: token, queue key (index in KEYS), queue
 -- Answers: 'lost', or 'left' and how many jobs stay for the next reaper
 local instances, inflight, info, queues, due = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local identity, indexes = ARGV[1], tonumber(ARGV[2])
-local position = 2
+local identity, queue_prefix, indexes = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local position = 3
 local function take()
   position = position + 1
   return ARGV[position]
@@ -18,6 +18,11 @@ redis.call('HDEL', inflight, '-')
 for _ = 1, tonumber(take()) do
   local token, key, queue = take(), KEYS[tonumber(take())], take()
   give_back(inflight, token, key, queues, queue)
+end
+-- Jobs that a claim has brought which waited in Redis (their numbers begin at 2^32), and of which the instance has not heard.
+for _, token in ipairs(redis.call('HKEYS', inflight)) do
+  local index, queue = string.match(token, '^%d+%-(%d+) %d+ (.*)$')
+  if index and tonumber(index) >= 4294967296 then give_back(inflight, token, queue_prefix .. queue, queues, queue) end
 end
 redis.call('HDEL', inflight, 'call')
 local left = redis.call('HLEN', inflight)

@@ -1,7 +1,7 @@
 //! The blocking claim: Redis hands a job over in the moment in which it comes (docs/protocol.md, "Blocking claims").
 
 use super::answer::{token_of, Answer};
-use super::{Fenced, GATHER, TAKE};
+use super::{Fenced, GATHER, SPEND, TAKE};
 use crate::entry::Token;
 use crate::error::{Error, Result};
 use crate::keys::Keys;
@@ -32,6 +32,8 @@ pub enum Blocked {
     Missed,
     /// None has come in time, or somebody has ended the wait.
     Nothing,
+    /// Redis does not wait, for this reason; and there was none to take.
+    Refused(Error),
 }
 
 /// A claim that waits in Redis.
@@ -74,24 +76,27 @@ pub fn block(link: &mut Link, keys: &Keys, identity: &str, block: &Block) -> Res
             more: answer.number()? > 0,
             counted: answer.number()? == 1,
         }))),
-        (_, Err(error)) => Err(error.into()),
+        (_, Err(error)) => Ok(Fenced::Alive(Blocked::Refused(error.into()))),
         (_, Ok(Value::Nil)) => Ok(Fenced::Alive(Blocked::Nothing)),
         (_, Ok(_)) => Ok(Fenced::Alive(Blocked::Missed)),
     }
 }
 
-/// Whether this user may do what blocking claims need, and the id of the connection, by which another can end its wait.
+/// Prepares a connection for the claims of a slot. `block`: the last that it has made, on another connection; that one and all before
+/// it take nothing any more. Answers the id of the connection, by which another can end its wait.
 ///
 /// # Errors
-/// As for `register`; `Error::Refused` where it may not.
-pub(crate) fn prepare_to_block(link: &mut Link, keys: &Keys, queue: &[u8]) -> Result<i64> {
+/// As for `register`; `Error::Refused` where this user may not do what blocking claims need.
+pub fn prepare_to_block(link: &mut Link, keys: &Keys, identity: &str, block: &Block) -> Result<i64> {
+    let mut spend = Call::new([keys.inflight(identity), keys.info(identity)]);
+    link.run(&SPEND, spend.count(block.slot).number(block.index))?;
     let mut commands = redis::pipe();
     commands.cmd("CLIENT").arg("ID");
     commands.cmd("CLIENT").arg("UNBLOCK").arg(0);
     commands
         .cmd("LMOVE")
-        .arg(keys.aside(queue))
-        .arg(keys.queue(queue))
+        .arg(keys.aside(&block.queue))
+        .arg(keys.queue(&block.queue))
         .arg("LEFT")
         .arg("RIGHT");
     let answers = link
@@ -109,6 +114,9 @@ pub(crate) fn prepare_to_block(link: &mut Link, keys: &Keys, queue: &[u8]) -> Re
 /// # Errors
 /// As for `register`.
 pub(crate) fn unblock(link: &mut Link, clients: &[i64]) -> Result<()> {
+    if clients.is_empty() {
+        return Ok(());
+    }
     let mut commands = redis::pipe();
     for client in clients {
         commands.cmd("CLIENT").arg("UNBLOCK").arg(*client);
@@ -119,14 +127,16 @@ pub(crate) fn unblock(link: &mut Link, clients: &[i64]) -> Result<()> {
     Ok(())
 }
 
-/// What has been laid aside and not taken goes back to its queue, of these queues. Answers how many jobs did.
+/// What has been laid aside and not taken goes back to its queue, of these queues and of all that Redis lists. Answers how many
+/// jobs did.
 ///
 /// # Errors
 /// As for `register`.
 pub fn gather(link: &mut Link, keys: &Keys, identity: &str, queues: &[Arc<[u8]>]) -> Result<u64> {
     let mut call = Call::new([keys.inflight(identity).into_bytes(), keys.queues()]);
+    call.arg(keys.aside(b"")).arg(keys.queue(b""));
     for queue in queues {
-        call.also(keys.aside(queue)).also(keys.queue(queue)).arg(&queue[..]);
+        call.arg(&queue[..]);
     }
     super::whole("gather", link.run(&GATHER, &call)?)
 }
