@@ -192,7 +192,7 @@ module Sidekiq
         set(:polling, value)
       end
 
-      # How the native fetch waits for work. false: Redis tells it, where it can (else it polls by itself). true: it looks from
+      # How the native fetch waits for work. false: Redis hands it jobs as they come, or tells of them, where it can. true: it looks from
       # time to time.
       #
       # @return [Boolean]
