@@ -56,7 +56,7 @@ impl Thread<'_> {
             if matches!(state.phase, Phase::Left | Phase::Stopped) {
                 return None;
             }
-            if let Some(order) = state.registry.slots.order(self.slot) {
+            if let Some(order) = state.registry.slot_order(self.slot) {
                 return Some((order, state.identity.clone()));
             }
             state = match self.shared.slot_wakes.get(self.slot) {
@@ -116,7 +116,8 @@ impl Thread<'_> {
         // Also where the slot makes no claim again though its crew waits: then its queue is to be looked at.
         let is_left =
             !state.registry.slots.is_outstanding_at(self.slot) && state.registry.idle_crews().next().is_some();
-        if is_left || state.registry.is_urgent() || state.phase == Phase::Leaving {
+        let is_urgent = state.registry.is_urgent() || state.registry.has_unwanted_claims();
+        if is_left || is_urgent || state.phase == Phase::Leaving {
             self.shared.nudge(&mut state);
         }
         drop(state);
@@ -132,7 +133,7 @@ impl Thread<'_> {
         self.link.discard();
         let mut state = self.shared.state();
         self.attempts.failed(state.pace);
-        state.registry.slots.failed(self.slot, self.attempts.at);
+        state.registry.slot_failed(self.slot, self.attempts.at);
         if claims {
             // It may have claimed something all the same, or may yet.
             state.sweeps.ask();
@@ -156,7 +157,7 @@ impl Thread<'_> {
             REST
         };
         let mut state = self.shared.state();
-        state.registry.slots.rests(self.slot, Instant::now() + pause);
+        state.registry.slot_rests(self.slot, Instant::now() + pause);
         self.shared.nudge(&mut state);
         drop(state);
         if text.contains("WRONGTYPE") {

@@ -268,7 +268,10 @@ impl Claims {
             wait = wait.min(company);
         } else if leaving && self.withdrawal.is_some_and(|(since, _)| now < since + WITHDRAWN_WITHIN) {
             // What they bring may go back yet.
-            return Err(wait);
+            let over = self.withdrawal.map_or(wait, |(since, _)| {
+                (since + WITHDRAWN_WITHIN).saturating_duration_since(now)
+            });
+            return Err(wait.min(over).max(LINGER));
         } else if leaving && self.swept_last {
             // Drawn up under the lock that says there is nothing else: what comes later comes too late for the process.
             self.last_call = Some(state.registry.last_call());
@@ -296,8 +299,10 @@ impl Claims {
     /// Has Redis end the claims that wait there and are not wanted any more, if there are any.
     fn withdraw(&mut self, state: &mut State, now: Instant) -> Option<std::result::Result<Task, Duration>> {
         let rendezvous = &self.shared.settings.redis.rendezvous;
-        let mut clients = state.registry.unwanted_claims();
-        clients.retain(|client| rendezvous.is_current(client.visit));
+        state
+            .registry
+            .ignore_claims(|client| !rendezvous.is_current(client.visit));
+        let clients = state.registry.unwanted_claims();
         if clients.is_empty() {
             self.withdrawal = None;
             return None;
@@ -305,6 +310,10 @@ impl Claims {
         let (since, at) = *self.withdrawal.get_or_insert((now, now));
         if now < at {
             return Some(Err(at - now));
+        }
+        if now - since > WITHDRAWN_WITHIN {
+            // Redis has ended them, and the answers do not come.
+            state.registry.ignore_claims(|client| clients.contains(&client));
         }
         // It may not have reached Redis yet.
         let pause = (now - since).clamp(LINGER, Duration::from_millis(100));
@@ -333,7 +342,7 @@ impl Claims {
         state.registry.slots.withdraw();
         let clients = state.registry.unwanted_claims();
         drop(state);
-        if !clients.is_empty() && self.link.is_connected() {
+        if !clients.is_empty() {
             let _ = self.unblock(&clients);
         }
     }
@@ -505,8 +514,9 @@ impl Claims {
 
     fn sweep(&mut self, identity: &str) -> crate::Result<()> {
         self.shared.state().sweeps.made();
-        let fields = scripts::fields(&mut self.link, &self.shared.keys, identity)?;
-        self.gather(identity)?;
+        let fields = scripts::fields(&mut self.link, &self.shared.keys, identity);
+        let fields = fields.and_then(|fields| self.gather(identity).map(|()| fields));
+        let fields = fields.inspect_err(|_| self.shared.state().sweeps.failed())?;
         self.swept = (self.link.generation(), Instant::now());
         match fields {
             Fenced::Lost => self.shared.lose(identity),
@@ -536,7 +546,7 @@ impl Claims {
         match scripts::gather(&mut self.link, &self.shared.keys, identity, &queues) {
             Ok(0) => {}
             Ok(_) => self.shared.state().registry.hope(),
-            // Who has the rights for such claims has these too.
+            // What lies aside is for others to find.
             Err(Error::Refused(_)) => {}
             Err(error) => return Err(error),
         }

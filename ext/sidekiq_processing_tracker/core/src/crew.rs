@@ -99,6 +99,8 @@ pub struct Crew {
     ready: VecDeque<Handle>,
     /// How many jobs the outstanding turn asks for.
     pub claimed: usize,
+    /// How many claims of it wait in Redis.
+    pub blocked: usize,
     /// The last claim found less than it asked for: the queues are empty, until Redis says otherwise.
     pub dry: bool,
     /// No job is claimed for it any more.
@@ -118,6 +120,7 @@ impl Crew {
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
             claimed: 0,
+            blocked: 0,
             dry: false,
             quiet: false,
             dismissed: false,
@@ -134,12 +137,29 @@ impl Crew {
         self.waiting.len().saturating_sub(self.ready.len() + self.claimed)
     }
 
+    /// The same, without those for whom a claim waits in Redis: so many a turn may ask for.
+    #[must_use]
+    pub fn wanted_now(&self) -> usize {
+        self.wanted().saturating_sub(self.blocked)
+    }
+
+    /// How many of the claims that wait in Redis are too many: there are fewer threads for them, or the queues have something
+    /// and no thread is left that a turn might ask for.
+    #[must_use]
+    pub fn surplus_claims(&self) -> usize {
+        let wanted = self.wanted();
+        if !self.dry && wanted > 0 && self.wanted_now() == 0 {
+            return self.blocked;
+        }
+        self.blocked.saturating_sub(wanted)
+    }
+
     /// Whether a claim should go now. A claim that waited for more threads would cost Redis less for each job, but the
     /// native threads and Redis would go to sleep meanwhile, and to wake them takes longer, on all sides, than the call: jobs
     /// run out before the next ones come.
     #[must_use]
     pub fn is_hungry(&self) -> bool {
-        !self.dry && self.wanted() > 0
+        !self.dry && self.wanted_now() > 0
     }
 
     /// Whether threads wait for something to come into queues that were found empty.

@@ -9,7 +9,7 @@ use crate::parker::Parker;
 use crate::payload;
 use crate::recovery::Dropped;
 use crate::scripts::{Blocked, Done, Requeue, Turn};
-use crate::slots::{Client, Slots};
+use crate::slots::{Client, Order, Slots};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -210,7 +210,13 @@ impl Registry {
 
     /// Makes the claims that are to wait in Redis. Answers the slots that have something to do now.
     pub fn post_claims(&mut self, now: Instant) -> Vec<usize> {
-        self.slots.post(&self.crews, now)
+        if self.largest > SMALL {
+            // A script would copy them, where a turn moves them from list to list.
+            return Vec::new();
+        }
+        let busy = self.slots.post(&self.crews, now);
+        self.slots.count_for(&mut self.crews);
+        busy
     }
 
     /// The connections whose claims are not wanted any more.
@@ -221,7 +227,13 @@ impl Registry {
     /// Whether there are any.
     #[must_use]
     pub fn has_unwanted_claims(&self) -> bool {
-        self.slots.has_unwanted(&self.crews)
+        self.crews.iter().any(|crew| crew.surplus_claims() > 0)
+    }
+
+    /// Waits no more for the claims on these connections.
+    pub fn ignore_claims(&mut self, which: impl Fn(Client) -> bool) {
+        self.slots.ignore(which);
+        self.slots.count_for(&mut self.crews);
     }
 
     /// The claim of a slot is answered; with `None` by a Redis that knows of no lease. `goes_on`: it may make another one at once.
@@ -252,10 +264,30 @@ impl Registry {
             }
             Some(Blocked::Nothing | Blocked::Refused(_)) | None => {}
         }
-        if goes_on {
+        if goes_on && self.largest <= SMALL {
             self.slots.claim_again(slot, &self.crews);
         }
+        self.slots.count_for(&mut self.crews);
         calls
+    }
+
+    /// What a slot is to do now.
+    pub fn slot_order(&mut self, slot: usize) -> Option<Order> {
+        let order = self.slots.order(slot);
+        self.slots.count_for(&mut self.crews);
+        order
+    }
+
+    /// A slot has lost its connection, or has none yet.
+    pub fn slot_failed(&mut self, slot: usize, rests_until: Option<Instant>) {
+        self.slots.failed(slot, rests_until);
+        self.slots.count_for(&mut self.crews);
+    }
+
+    /// A slot has a connection, but Redis refuses its claims.
+    pub fn slot_rests(&mut self, slot: usize, until: Instant) {
+        self.slots.rests(slot, until);
+        self.slots.count_for(&mut self.crews);
     }
 
     /// A claimed job.
@@ -645,7 +677,7 @@ impl Registry {
         };
         turn.large = (self.largest > SMALL).then_some(self.largest);
         for (number, crew) in self.crews.iter_mut().enumerate().filter(|(_, crew)| !crew.dry) {
-            let wanted = crew.wanted().min(BATCH - claims.len());
+            let wanted = crew.wanted_now().min(BATCH - claims.len());
             turn.claims.extend(crew.plan.claims(wanted, dice));
             crew.claimed += wanted;
             claims.resize(claims.len() + wanted, number);

@@ -321,7 +321,12 @@ pub fn lease_end(link: &mut Link, keys: &Keys, identity: &[u8]) -> Result<Option
 pub fn fields(link: &mut Link, keys: &Keys, identity: &str) -> Result<Fenced<Vec<Vec<u8>>>> {
     let mut command = redis::cmd("HKEYS");
     command.arg(keys.inflight(identity));
-    let fields: Vec<Vec<u8>> = Answer::to("HKEYS", link.command(&command)?)?
+    let fields = match link.command(&command) {
+        // Somebody has overwritten it.
+        Err(Error::Refused(text)) if text.contains("WRONGTYPE") => return Ok(Fenced::Lost),
+        fields => fields?,
+    };
+    let fields: Vec<Vec<u8>> = Answer::to("HKEYS", fields)?
         .rest()
         .map(|field| bytes("HKEYS", field))
         .collect::<Result<_>>()?;

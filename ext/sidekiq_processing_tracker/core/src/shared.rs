@@ -103,7 +103,17 @@ impl Sweeps {
 
     /// One has been made.
     pub fn made(&mut self) {
-        self.at = std::mem::take(&mut self.again).then(|| Instant::now() + Self::LATE);
+        let now = Instant::now();
+        self.at = match std::mem::take(&mut self.again) {
+            true => Some(now + Self::LATE),
+            // What is still to come is not made by one that others have called for.
+            false => self.at.filter(|at| *at > now),
+        };
+    }
+
+    /// It has failed.
+    pub fn failed(&mut self) {
+        self.ask();
     }
 }
 

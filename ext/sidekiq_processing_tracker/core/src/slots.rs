@@ -47,6 +47,8 @@ struct Slot {
     outstanding: Option<u64>,
     /// That claim is not wanted any more.
     unwanted: bool,
+    /// Nor is it waited for: its connection leads elsewhere, or nowhere. It ends by itself.
+    ignored: bool,
     /// It has failed, and makes no claim before.
     rests_until: Option<Instant>,
 }
@@ -70,6 +72,7 @@ impl Slots {
                     client: None,
                     outstanding: None,
                     unwanted: false,
+                    ignored: false,
                     rests_until: None,
                 });
             }
@@ -81,7 +84,8 @@ impl Slots {
     }
 
     fn outstanding_of(&self, crew: usize) -> usize {
-        self.of(crew).filter(|slot| slot.outstanding.is_some()).count()
+        let counts = |slot: &&Slot| slot.outstanding.is_some() && !slot.ignored;
+        self.of(crew).filter(counts).count()
     }
 
     /// How many claims a crew whose threads wait for queues that are empty should have outstanding.
@@ -136,16 +140,24 @@ impl Slots {
             *slot.queue == *queue
                 && slot.outstanding.is_some()
                 && !slot.unwanted
+                && !slot.ignored
                 && slot.client.is_some_and(|client| is_current(client.visit))
         })
     }
 
-    /// The connections whose claims are not wanted any more: a crew has fewer threads that wait than claims.
+    /// Tells the crews how many of their claims are outstanding.
+    pub fn count_for(&self, crews: &mut [Crew]) {
+        for (number, crew) in crews.iter_mut().enumerate() {
+            crew.blocked = self.outstanding_of(number);
+        }
+    }
+
+    /// The connections whose claims are not wanted any more (`Crew::surplus_claims`).
     pub fn unwanted(&mut self, crews: &[Crew]) -> Vec<Client> {
         for (number, crew) in crews.iter().enumerate() {
-            let mut surplus = self.outstanding_of(number).saturating_sub(crew.wanted());
+            let mut surplus = crew.surplus_claims();
             let mine = self.slots.iter_mut().rev().filter(|slot| slot.crew == number);
-            for slot in mine.filter(|slot| slot.outstanding.is_some()) {
+            for slot in mine.filter(|slot| slot.outstanding.is_some() && !slot.ignored) {
                 // The one that has waited in vain the longest is as good as any other.
                 if surplus > 0 || slot.unwanted {
                     slot.unwanted = true;
@@ -153,18 +165,15 @@ impl Slots {
                 }
             }
         }
-        let unwanted = self.slots.iter().filter(|slot| slot.unwanted);
+        let unwanted = self.slots.iter().filter(|slot| slot.unwanted && !slot.ignored);
         unwanted.filter_map(|slot| slot.client).collect()
     }
 
-    /// Whether `unwanted` has something to do.
-    #[must_use]
-    pub fn has_unwanted(&self, crews: &[Crew]) -> bool {
-        !self.slots.is_empty()
-            && crews
-                .iter()
-                .enumerate()
-                .any(|(number, crew)| self.outstanding_of(number) > crew.wanted())
+    /// Waits no more for the claims on these connections.
+    pub fn ignore(&mut self, which: impl Fn(Client) -> bool) {
+        for slot in &mut self.slots {
+            slot.ignored |= slot.outstanding.is_some() && slot.client.is_some_and(&which);
+        }
     }
 
     /// None of the claims is wanted any more.
@@ -214,7 +223,7 @@ impl Slots {
             slot.called = false;
             slot.client = None;
             slot.outstanding = None;
-            slot.unwanted = false;
+            (slot.unwanted, slot.ignored) = (false, false);
             slot.rests_until = rests_until;
         }
     }
@@ -223,7 +232,7 @@ impl Slots {
     pub fn rests(&mut self, slot: usize, until: Instant) {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.outstanding = None;
-            slot.unwanted = false;
+            (slot.unwanted, slot.ignored) = (false, false);
             slot.rests_until = Some(until);
         }
     }
@@ -232,7 +241,7 @@ impl Slots {
     pub fn answered(&mut self, slot: usize) -> Option<usize> {
         let slot = self.slots.get_mut(slot)?;
         slot.outstanding = None;
-        slot.unwanted = false;
+        (slot.unwanted, slot.ignored) = (false, false);
         Some(slot.crew)
     }
 
@@ -339,9 +348,10 @@ mod tests {
         let mut slots = connected(&crew);
         let mut crews = [crew];
         assert_eq!(slots.post(&crews, Instant::now()), [0, 1]);
-        assert!(!slots.has_unwanted(&crews));
+        slots.count_for(&mut crews);
+        assert_eq!((crews[0].wanted(), crews[0].wanted_now()), (6, 4));
+        assert!(slots.unwanted(&crews).is_empty());
         crews[0].claimed = 5;
-        assert!(slots.has_unwanted(&crews));
         assert_eq!(slots.unwanted(&crews), [HERE]);
         // Until it is answered it is to be taken back.
         crews[0].claimed = 0;
@@ -351,6 +361,26 @@ mod tests {
         assert_eq!(slots.answered(1), Some(0));
         assert!(slots.unwanted(&crews).is_empty());
         assert!(slots.claim_again(1, &crews));
+    }
+
+    #[test]
+    fn where_the_queues_have_something_the_last_threads_are_free_for_turns() {
+        let crew = crew(&["a", "b"], 2);
+        let mut slots = connected(&crew);
+        let mut crews = [crew];
+        assert_eq!(slots.post(&crews, Instant::now()), [0]);
+        slots.count_for(&mut crews);
+        crews[0].dry = false;
+        assert!(crews[0].is_hungry());
+        assert!(slots.unwanted(&crews).is_empty());
+        crews[0].claimed = 1;
+        assert!(!crews[0].is_hungry());
+        assert_eq!(slots.unwanted(&crews), [HERE]);
+        // Its connection leads nowhere.
+        slots.ignore(|client| client == HERE);
+        slots.count_for(&mut crews);
+        assert!(crews[0].is_hungry());
+        assert!(slots.unwanted(&crews).is_empty());
     }
 
     #[test]

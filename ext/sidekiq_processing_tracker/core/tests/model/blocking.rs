@@ -2,7 +2,8 @@
 //! "Blocking claims"). Each process has one thread and one slot.
 //!
 //! A claim is two commands on one connection, and anything may happen between them. Turns, acks and recoveries are one step
-//! each here: what becomes of those is the matter of `model/jobs.rs`. Order is left out: whatever lies in a list may be taken.
+//! each here: what becomes of those is the matter of `model/jobs.rs`. A sweep does not fail, and is never late for good. Order is left out:
+//! whatever lies in a list may be taken.
 
 use crate::search::{Mix, Protocol};
 
@@ -26,6 +27,8 @@ pub enum Mutation {
     TakesWithoutLease,
     /// Nobody sweeps after a claim without an answer.
     NoSweep,
+    /// Who leaves puts nothing back that it has not heard of.
+    NothingBack,
 }
 
 /// How much may happen.
@@ -545,7 +548,9 @@ impl Protocol for Blocking {
                     held.lease = false;
                     let tokens = std::mem::take(&mut held.tokens);
                     let unheard = (0..JOBS as u8).filter(|job| tokens[usize::from(*job)] != 0);
-                    unheard.for_each(|job| state.put(job));
+                    if !self.is(Mutation::NothingBack) {
+                        unheard.for_each(|job| state.put(job));
+                    }
                 }
             }
         }

@@ -59,4 +59,6 @@ fn mistakes_are_found() {
         fenced,
         &["without a lease nothing is claimed"],
     );
+    let leaving = Config { leaves: 1, ..CALM };
+    breaks(Mutation::NothingBack, leaving, &["a job is in one place"]);
 }
