@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// How long an ack may wait for company.
 const LINGER: Duration = Duration::from_millis(1);
-/// How long a clean exit waits for claims that Redis is to end. What they bring later goes back by itself.
+/// How long claims that Redis is to end are counted on, by a clean exit too. What they bring later goes back by itself.
 const WITHDRAWN_WITHIN: Duration = Duration::from_millis(500);
 /// How often what Redis has is compared with what this process holds.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);

@@ -158,7 +158,7 @@ impl Slots {
             let mut surplus = crew.surplus_claims();
             let mine = self.slots.iter_mut().rev().filter(|slot| slot.crew == number);
             for slot in mine.filter(|slot| slot.outstanding.is_some() && !slot.ignored) {
-                // The one that has waited in vain the longest is as good as any other.
+                // Those of the least likely queues first.
                 if surplus > 0 || slot.unwanted {
                     slot.unwanted = true;
                     surplus = surplus.saturating_sub(1);
@@ -276,12 +276,6 @@ impl Slots {
     pub fn count(&self) -> usize {
         self.slots.len()
     }
-
-    /// Whether any claim is outstanding.
-    #[must_use]
-    pub fn is_outstanding(&self) -> bool {
-        self.slots.iter().any(|slot| slot.outstanding.is_some())
-    }
 }
 
 #[cfg(test)]
@@ -390,9 +384,9 @@ mod tests {
         let crews = [crew];
         slots.post(&crews, Instant::now());
         slots.withdraw();
-        assert!(slots.is_outstanding());
+        assert!(slots.is_outstanding_at(0));
         assert_eq!(slots.order(0), None);
-        assert!(!slots.is_outstanding());
+        assert!(!slots.is_outstanding_at(0));
     }
 
     #[test]

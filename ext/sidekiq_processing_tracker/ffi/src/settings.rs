@@ -35,7 +35,7 @@ pub fn read(ruby: &Ruby, hash: RHash) -> Result<Settings, Error> {
         },
         info,
         polls: get(ruby, hash, "polls")?.unwrap_or(false),
-        blocks: get(ruby, hash, "blocks")?.unwrap_or(true),
+        blocks: true,
         fetch: match get::<String>(ruby, hash, "fetch")?.as_deref() {
             Some("native") => Fetch::Native,
             _ => Fetch::Sidekiq,
