@@ -435,6 +435,7 @@ impl Claims {
             if watched && self.link.generation() == generation && !state.alarm {
                 // Redis should have told of it. The listening connection may be dead without a sign.
                 state.distrusted = told;
+                self.shared.wake_bell.ring();
             }
         } else {
             // A watch that began on another connection is none.
@@ -454,6 +455,7 @@ impl Claims {
             if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
                 if error.detail().is_some_and(|detail| detail.contains("does not exist")) {
                     state.distrusted = Some(id);
+                    self.shared.wake_bell.ring();
                     return;
                 }
                 drop(state);

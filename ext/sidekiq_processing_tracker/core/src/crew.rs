@@ -1,7 +1,7 @@
 //! A crew: the threads of this process that take jobs from the same queues, in orders drawn alike. Sidekiq calls it a
 //! capsule.
 
-use crate::parker::Parker;
+use crate::parker::{Errand, Parker};
 use crate::registry::Handle;
 use crate::scripts::Claim;
 use std::collections::{HashSet, VecDeque};
@@ -35,12 +35,19 @@ impl Plan {
         self.queues.iter()
     }
 
-    /// The names of the queues, each once: in a strict order as they stand, else the likeliest first.
+    /// The names of the queues, each once: first the likeliest, so many, in a strict order those that come first; then the others,
+    /// in an order that is drawn.
     #[must_use]
-    pub fn by_weight(&self) -> Vec<Arc<[u8]>> {
+    pub fn likeliest(&self, first: usize, dice: &mut fastrand::Rng) -> Vec<Arc<[u8]>> {
         let weight = |queue: &Arc<[u8]>| self.queues.iter().filter(|other| *other == queue).count();
         let mut queues = distinct(self.queues.clone());
+        if !self.strict {
+            dice.shuffle(&mut queues);
+        }
         queues.sort_by_key(|queue| std::cmp::Reverse(weight(queue)));
+        if let Some(others) = queues.get_mut(first..) {
+            dice.shuffle(others);
+        }
         queues
     }
 
@@ -230,6 +237,24 @@ impl Crew {
         Some(parker.clone())
     }
 
+    /// The same for a thread that is awake: it is the one that comes, if it still waits for a job. Answers whether it does.
+    pub(crate) fn tell(&self, awake: &Parker) -> bool {
+        let waits = self.waiting.iter().any(|parker| std::ptr::eq(&**parker, awake)) && !awake.is_done();
+        if waits {
+            awake.settle();
+        }
+        waits
+    }
+
+    /// Has one of the threads that wait do this meanwhile. Answers it where none has the time.
+    pub(crate) fn lend(&self, errand: Box<dyn Errand>) -> Option<Box<dyn Errand>> {
+        let mut errand = errand;
+        for parker in self.waiting.iter().rev() {
+            errand = parker.lend(errand)?;
+        }
+        Some(errand)
+    }
+
     /// Notes since when there is too much.
     pub fn weigh(&mut self, now: Instant) {
         if self.ready.len() <= self.waiting.len() {
@@ -305,6 +330,22 @@ mod tests {
     fn one_queue_needs_no_draw() {
         let claims = plan(&["a", "a"], false).claims(2, &mut fastrand::Rng::with_seed(1));
         assert_eq!((claims.len(), claims[0].threads), (1, 2));
+    }
+
+    #[test]
+    fn the_first_are_the_likeliest_and_the_others_are_drawn() {
+        let mut dice = fastrand::Rng::with_seed(5);
+        let strict = plan(&["a", "b", "c", "d", "e"], true);
+        let weighted = plan(&["a", "b", "b", "b", "c", "c", "d", "e"], false);
+        for (plan, first) in [(strict, ["a", "b"]), (weighted, ["b", "c"])] {
+            let orders: Vec<_> = (0..200).map(|_| plan.likeliest(2, &mut dice)).collect();
+            assert!(orders
+                .iter()
+                .all(|order| order.len() == 5 && names(order)[..2] == first));
+            let third: HashSet<_> = orders.iter().map(|order| order[2].clone()).collect();
+            assert_eq!(third.len(), 3);
+        }
+        assert_eq!(names(&plan(&["a"], true).likeliest(2, &mut dice)), ["a"]);
     }
 
     #[test]

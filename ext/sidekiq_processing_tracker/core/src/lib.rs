@@ -38,5 +38,6 @@ pub mod threads;
 pub mod tls;
 mod wake;
 pub mod watch;
+mod wire;
 
 pub use error::{Error, Result};

@@ -8,7 +8,8 @@ use crate::scripts::Script;
 use crate::server::{self, Opened};
 use crate::target::Target;
 use crate::threads;
-use redis::{ConnectionLike, Value};
+use crate::wire::{Line, Wire};
+use redis::Value;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ pub struct Link {
     /// rather than start another.
     attempt: Option<mpsc::Receiver<Result<Opened>>>,
     made: u64,
+    bare: bool,
+    /// Which server the connection leads to that is lent.
+    lent: Option<u64>,
 }
 
 impl Link {
@@ -33,6 +37,17 @@ impl Link {
             connection: None,
             attempt: None,
             made: 0,
+            bare: false,
+            lent: None,
+        }
+    }
+
+    /// The same, with connections whose sockets others may wait for (`lend`), where they are not encrypted.
+    #[must_use]
+    pub fn bare(target: Target, timeout: Duration) -> Self {
+        Self {
+            bare: true,
+            ..Self::new(target, timeout)
         }
     }
 
@@ -99,10 +114,10 @@ impl Link {
     /// A thread of its own: neither a name server nor a unix socket knows a timeout.
     fn start_connecting(&self) -> Result<mpsc::Receiver<Result<Opened>>> {
         let (sender, receiver) = mpsc::channel();
-        let (target, timeout) = (self.target.clone(), self.timeout);
+        let (target, timeout, bare) = (self.target.clone(), self.timeout, self.bare);
         threads::spawn("tracker-connect", move || {
             // Nobody listens any more when the link is gone; the connection is then closed.
-            let _ = sender.send(server::open(&target, timeout));
+            let _ = sender.send(server::open(&target, timeout, bare));
         })?;
         Ok(receiver)
     }
@@ -146,24 +161,59 @@ impl Link {
         }
     }
 
-    /// The same, after a command that goes first in one go. Answers both.
+    /// Sends commands. Their replies are the next things to receive.
     ///
     /// # Errors
-    /// As for `run`; not where the server refuses the command alone.
-    pub fn run_after(
-        &mut self,
-        script: &Script,
-        call: &Call,
-        command: redis::Cmd,
-    ) -> Result<(redis::RedisResult<Value>, Value)> {
-        let mut pipeline = redis::pipe();
-        pipeline.add_command(command);
-        pipeline.add_command(call.command("EVALSHA", script.hash()));
-        let mut answers = self.pipeline(&pipeline)?.into_iter();
-        match (answers.next(), answers.next()) {
-            (Some(first), Some(Err(error))) if error.code() == Some("NOSCRIPT") => Ok((first, self.run(script, call)?)),
-            (Some(first), Some(answer)) => Ok((first, self.settle(answer)?)),
-            _ => Err(Error::protocol("a pipeline", "two answers were expected")),
+    /// As for `command`.
+    pub(crate) fn begin(&mut self, commands: &redis::Pipeline) -> Result<()> {
+        self.connect()?;
+        let sent = match &mut self.connection {
+            Some(opened) => opened.line.send(&commands.get_packed_pipeline()),
+            None => return Err(Error::Internal("connected, but no connection".into())),
+        };
+        if sent.is_err() {
+            self.connection = None;
+        }
+        Ok(sent?)
+    }
+
+    /// The next reply to what has begun.
+    ///
+    /// # Errors
+    /// `Error::Connection`; the connection is gone then.
+    pub(crate) fn receive(&mut self) -> Result<Value> {
+        let reply = match &mut self.connection {
+            Some(opened) => opened.line.receive(),
+            None => return Err(Error::Connection("the connection is gone".into())),
+        };
+        if reply.is_err() {
+            self.connection = None;
+        }
+        Ok(reply?)
+    }
+
+    /// The connection, for another to receive with. Nothing may be done here until it is back.
+    pub(crate) fn lend(&mut self) -> Option<Wire> {
+        let opened = self.connection.take()?;
+        match opened.line {
+            Line::Wire(wire) => {
+                self.lent = Some(opened.visit);
+                Some(wire)
+            }
+            line => {
+                self.connection = Some(Opened { line, ..opened });
+                None
+            }
+        }
+    }
+
+    /// It is back.
+    pub(crate) fn take_back(&mut self, wire: Wire) {
+        if let Some(visit) = self.lent.take() {
+            self.connection = Some(Opened {
+                line: Line::Wire(wire),
+                visit,
+            });
         }
     }
 
@@ -173,8 +223,8 @@ impl Link {
     /// `Error::Connection`, where the system refuses that.
     pub fn wait_longer(&mut self, patience: Duration) -> Result<()> {
         let within = self.target.time_to_reply(self.timeout).saturating_add(patience);
-        match &self.connection {
-            Some(opened) => Ok(opened.connection.set_read_timeout(Some(within))?),
+        match &mut self.connection {
+            Some(opened) => Ok(opened.line.set_timeout(within)?),
             None => Ok(()),
         }
     }
@@ -195,11 +245,15 @@ impl Link {
 
     fn send(&mut self, command: &redis::Cmd) -> Result<redis::RedisResult<Value>> {
         self.connect()?;
-        match &mut self.connection {
-            // An error that the server sends is a value to redis-rs, until it is asked to tell.
-            Some(opened) => Ok(opened.connection.req_command(command).and_then(Value::extract_error)),
-            None => Err(Error::Internal("connected, but no connection".into())),
-        }
+        let Some(opened) = &mut self.connection else {
+            return Err(Error::Internal("connected, but no connection".into()));
+        };
+        let answer = opened
+            .line
+            .send(&command.get_packed_command())
+            .and_then(|()| opened.line.receive());
+        // An error that the server sends is a value to redis-rs, until it is asked to tell.
+        Ok(answer.and_then(Value::extract_error))
     }
 
     /// Sends commands in one go. An error that the server sends stands in its place among the answers.
@@ -210,9 +264,7 @@ impl Link {
         self.connect()?;
         let count = commands.len();
         let answers = match &mut self.connection {
-            Some(opened) => opened
-                .connection
-                .req_packed_commands(&commands.get_packed_pipeline(), 0, count),
+            Some(opened) => opened.line.ask(&commands.get_packed_pipeline(), count),
             None => return Err(Error::Internal("connected, but no connection".into())),
         };
         if answers.is_err() {
@@ -243,6 +295,7 @@ impl Link {
     /// Throws the connection away.
     pub fn discard(&mut self) {
         self.connection = None;
+        self.lent = None;
     }
 }
 
@@ -315,7 +368,7 @@ impl Call {
         self.count(first)
     }
 
-    fn command(&self, name: &str, script: &str) -> redis::Cmd {
+    pub(crate) fn command(&self, name: &str, script: &str) -> redis::Cmd {
         let mut command = redis::cmd(name);
         command.arg(script).arg(self.keys.len());
         for part in self.keys.iter().chain(&self.arguments) {

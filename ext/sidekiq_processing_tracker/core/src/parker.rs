@@ -1,7 +1,12 @@
 //! Where a Ruby thread waits for a native one.
 
+use crate::wire::Bell;
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// For how long a thread does something else when it waits for ever.
+const A_WHILE: Duration = Duration::from_secs(60);
 
 /// Locks, also when a thread has died with the lock. What is locked here is left consistent by every step, and a
 /// tracker that goes on is worth more than one that stops with the first surprise.
@@ -23,18 +28,43 @@ pub enum Woken {
     TimedOut,
 }
 
+/// Something to be waited for at a socket, which a thread that waits anyway does for another. Who has it sees to it that it ends with
+/// `give_back`, or by itself.
+pub(crate) trait Errand: Send {
+    /// Waits until there may be something to do, the bell rings, or the deadline passes.
+    fn wait(&self, deadline: Instant) -> bool;
+    /// What wakes a thread out of `wait`.
+    fn bell(&self) -> Arc<Bell>;
+    /// There may be something to do. Answers the errand where it is not at its end. Never waits.
+    fn go_on(self: Box<Self>, parker: &Parker) -> Option<Box<dyn Errand>>;
+    /// The thread goes. Never waits.
+    fn give_back(self: Box<Self>);
+}
+
 /// One thread waits, another ends the wait. Its lock is held for a few instructions only, so that Ruby may call
 /// `interrupt` from wherever it likes.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Parker {
     flags: Mutex<Flags>,
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Flags {
     done: bool,
     interrupted: bool,
+    /// A thread is in `wait`, and not about to leave it.
+    waits: bool,
+    /// What that thread is to do meanwhile.
+    errand: Option<Box<dyn Errand>>,
+    /// It does that, and is woken in this way.
+    bell: Option<Arc<Bell>>,
+}
+
+impl fmt::Debug for Parker {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Parker({})", if self.is_done() { "done" } else { "waits" })
+    }
 }
 
 impl Parker {
@@ -48,26 +78,69 @@ impl Parker {
     pub fn wait(&self, deadline: Option<Instant>) -> Woken {
         let mut flags = lock(&self.flags);
         loop {
-            if flags.done {
-                return Woken::Done;
+            let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            let woken = if flags.done {
+                Some(Woken::Done)
+            } else if std::mem::take(&mut flags.interrupted) {
+                Some(Woken::Interrupted)
+            } else {
+                is_over.then_some(Woken::TimedOut)
+            };
+            if let Some(woken) = woken {
+                flags.waits = false;
+                let errand = flags.errand.take();
+                drop(flags);
+                if let Some(errand) = errand {
+                    errand.give_back();
+                }
+                return woken;
             }
-            if std::mem::take(&mut flags.interrupted) {
-                return Woken::Interrupted;
-            }
-            flags = match deadline {
-                None => self.changed.wait(flags).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
+            flags.waits = true;
+            flags = match (flags.errand.take(), deadline) {
+                (Some(errand), _) => self.run(errand, deadline, flags),
+                (None, None) => self.changed.wait(flags).unwrap_or_else(PoisonError::into_inner),
+                (None, Some(deadline)) => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Woken::TimedOut;
-                    }
-                    self.changed
-                        .wait_timeout(flags, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    let waited = self.changed.wait_timeout(flags, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
+    }
+
+    /// Does one step of an errand: waits once.
+    fn run<'a>(
+        &'a self,
+        errand: Box<dyn Errand>,
+        deadline: Option<Instant>,
+        mut flags: MutexGuard<'a, Flags>,
+    ) -> MutexGuard<'a, Flags> {
+        flags.bell = Some(errand.bell());
+        drop(flags);
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + A_WHILE);
+        let errand = if errand.wait(deadline) {
+            errand.go_on(self)
+        } else {
+            Some(errand)
+        };
+        let mut flags = lock(&self.flags);
+        flags.bell = None;
+        flags.errand = errand;
+        flags
+    }
+
+    /// Gives the waiting thread something to do meanwhile. Answers it where no thread waits, or it has something to do.
+    pub(crate) fn lend(&self, errand: Box<dyn Errand>) -> Option<Box<dyn Errand>> {
+        let mut flags = lock(&self.flags);
+        let is_free =
+            flags.waits && !flags.done && !flags.interrupted && flags.errand.is_none() && flags.bell.is_none();
+        if !is_free {
+            return Some(errand);
+        }
+        flags.errand = Some(errand);
+        drop(flags);
+        self.changed.notify_all();
+        None
     }
 
     /// Ends the wait: what was waited for has come.
@@ -84,7 +157,11 @@ impl Parker {
 
     /// The second half: wakes the thread.
     pub fn ring(&self) {
-        self.changed.notify_all();
+        let bell = lock(&self.flags).bell.clone();
+        match bell {
+            Some(bell) => bell.ring(),
+            None => self.changed.notify_all(),
+        }
     }
 
     /// Whether `unpark` was called.
@@ -96,7 +173,7 @@ impl Parker {
     /// Ends the wait without a result.
     pub fn interrupt(&self) {
         lock(&self.flags).interrupted = true;
-        self.changed.notify_all();
+        self.ring();
     }
 }
 

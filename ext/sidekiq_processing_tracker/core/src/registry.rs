@@ -5,7 +5,7 @@
 use crate::crew::{Crew, Plan};
 use crate::entry::Token;
 use crate::events::LostJob;
-use crate::parker::Parker;
+use crate::parker::{Errand, Parker};
 use crate::payload;
 use crate::recovery::Dropped;
 use crate::scripts::{Blocked, Done, Requeue, Turn};
@@ -203,8 +203,8 @@ impl Registry {
 
     /// This crew may have claims that wait in Redis.
     pub fn add_slots(&mut self, crew: usize) {
-        if let Some(plan) = self.crews.get(crew) {
-            self.slots.add(crew, plan);
+        if let (Some(plan), Some(dice)) = (self.crews.get(crew), &mut self.dice) {
+            self.slots.add(crew, plan, dice);
         }
     }
 
@@ -237,7 +237,15 @@ impl Registry {
     }
 
     /// The claim of a slot is answered; with `None` by a Redis that knows of no lease. `goes_on`: it may make another one at once.
-    pub fn brought(&mut self, slot: usize, blocked: Option<Blocked>, goes_on: bool, now: Instant) -> Calls {
+    /// `reader`: the parker of a thread that has read the answer itself. It is told of a job, if there is one, and need not be rung.
+    pub fn brought(
+        &mut self,
+        slot: usize,
+        blocked: Option<Blocked>,
+        goes_on: bool,
+        reader: Option<&Parker>,
+        now: Instant,
+    ) -> Calls {
         let mut calls = Calls::default();
         let Some(number) = self.slots.answered(slot) else {
             return calls;
@@ -251,7 +259,9 @@ impl Registry {
                     Some(crew) if !crew.is_quiet() => {
                         crew.add(handle);
                         crew.dry &= !brought.more;
-                        calls.0.extend(crew.call());
+                        if !reader.is_some_and(|reader| crew.tell(reader)) {
+                            calls.0.extend(crew.call());
+                        }
                         crew.weigh(now);
                     }
                     _ => self.put_ready_back(vec![handle]),
@@ -269,6 +279,15 @@ impl Registry {
         }
         self.slots.count_for(&mut self.crews);
         calls
+    }
+
+    /// Has a thread that waits for a job of this slot's crew do this meanwhile. Answers it where none has the time.
+    pub(crate) fn lend(&self, slot: usize, errand: Box<dyn Errand>) -> Option<Box<dyn Errand>> {
+        let crew = self.slots.crew_of(slot).and_then(|crew| self.crews.get(crew));
+        match crew {
+            Some(crew) => crew.lend(errand),
+            None => Some(errand),
+        }
     }
 
     /// What a slot is to do now.

@@ -8,8 +8,9 @@ use crate::password::Password;
 use crate::scripts;
 use crate::target::{Address, Target};
 use crate::tls::{Tls, Verify};
+use crate::wire::{Line, Wire};
 use redis::io::tcp::TcpSettings;
-use redis::{Client, Connection, ConnectionAddr, ConnectionLike, IntoConnectionInfo, RedisConnectionInfo, Value};
+use redis::{Client, Connection, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, Value};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
@@ -18,9 +19,12 @@ use std::time::Duration;
 /// The oldest version that has all that the scripts use.
 const OLDEST: (u64, u64) = (6, 2);
 
+/// What a connection tells Redis of us.
+const LIBRARY: (&str, &str) = ("sidekiq-processing-tracker", env!("CARGO_PKG_VERSION"));
+
 /// A connection that is ready for use.
 pub(crate) struct Opened {
-    pub connection: Connection,
+    pub line: Line,
     /// Compare with `Rendezvous::is_current`.
     pub visit: u64,
 }
@@ -58,11 +62,12 @@ pub(crate) struct Login<'a> {
     pub password: &'a Password,
 }
 
-/// Connects and looks whether this is a server to work with, however long name servers and the system take for it.
+/// Connects and looks whether this is a server to work with, however long name servers and the system take for it. `bare`: with a
+/// socket that others may wait for, where it is not encrypted.
 ///
 /// # Errors
 /// `Error::Connection`; `Error::Refused`; `Error::Unfit`.
-pub(crate) fn open(target: &Target, timeout: Duration) -> Result<Opened> {
+pub(crate) fn open(target: &Target, timeout: Duration, bare: bool) -> Result<Opened> {
     let (connect_within, reply_within) = (target.time_to_connect(timeout), target.time_to_reply(timeout));
     let login = Login {
         db: target.db,
@@ -70,12 +75,16 @@ pub(crate) fn open(target: &Target, timeout: Duration) -> Result<Opened> {
         password: &target.password,
     };
     let tls = target.tls.as_ref();
-    let reach = |address: ConnectionAddr| -> Result<(Connection, Server)> {
-        let mut connection = connect(address, tls, &login, connect_within, reply_within)?;
-        let server = Server::examine(&mut connection)?;
-        Ok((connection, server))
+    let reach = |address: ConnectionAddr| -> Result<(Line, Server)> {
+        let mut line = if bare && tls.is_none() {
+            connect_bare(&address, &login, connect_within, reply_within)?
+        } else {
+            Line::Library(connect(address, tls, &login, connect_within, reply_within)?)
+        };
+        let server = Server::examine(&mut line)?;
+        Ok((line, server))
     };
-    let (connection, server) = match &target.address {
+    let (line, server) = match &target.address {
         Address::Unix(path) => reach(ConnectionAddr::Unix(path.clone()))?,
         Address::Tcp(host, port) => reach(tcp(host, *port, tls))?,
         Address::Sentinel(sentinels) => sentinels.open(connect_within, |host, port| {
@@ -88,7 +97,7 @@ pub(crate) fn open(target: &Target, timeout: Duration) -> Result<Opened> {
         ));
     }
     Ok(Opened {
-        connection,
+        line,
         visit: target.rendezvous.reached(server.run_id.as_deref()),
     })
 }
@@ -118,7 +127,7 @@ pub(crate) fn connect(
 ) -> Result<Connection> {
     let mut settings = RedisConnectionInfo::default()
         .set_db(login.db)
-        .set_lib_name("sidekiq-processing-tracker", env!("CARGO_PKG_VERSION"));
+        .set_lib_name(LIBRARY.0, LIBRARY.1);
     if let Some(password) = login.password.get(connect_within) {
         settings = settings.set_password(password);
         // With a user always: a server without a password takes any from its default user in this form, and so do
@@ -146,6 +155,37 @@ pub(crate) fn connect(
     Ok(connection)
 }
 
+/// The same, with a socket that others may wait for.
+fn connect_bare(
+    address: &ConnectionAddr,
+    login: &Login,
+    connect_within: Duration,
+    reply_within: Duration,
+) -> Result<Line> {
+    let mut line = Line::Wire(Wire::connect(address, connect_within, reply_within)?);
+    let mut commands = redis::pipe();
+    if let Some(password) = login.password.get(connect_within) {
+        let username = login.username.unwrap_or("default");
+        commands.cmd("AUTH").arg(username).arg(password);
+    }
+    if login.db != 0 {
+        commands.cmd("SELECT").arg(login.db);
+    }
+    let needed = commands.len();
+    for (what, value) in [("LIB-NAME", LIBRARY.0), ("LIB-VER", LIBRARY.1)] {
+        // Redis has it since 7.2.
+        commands.cmd("CLIENT").arg("SETINFO").arg(what).arg(value);
+    }
+    for answer in line
+        .ask(&commands.get_packed_pipeline(), commands.len())?
+        .into_iter()
+        .take(needed)
+    {
+        answer.extract_error()?;
+    }
+    Ok(line)
+}
+
 fn encrypted(info: redis::ConnectionInfo, tls: &Tls) -> Result<Client> {
     let unfit = |error: redis::RedisError| Error::Unfit(format!("TLS cannot be used as configured: {error}"));
     let client = Client::build_with_tls(info, tls.certificates()?).map_err(unfit)?;
@@ -164,12 +204,12 @@ struct Server {
 }
 
 impl Server {
-    fn examine(connection: &mut Connection) -> Result<Self> {
+    fn examine(line: &mut Line) -> Result<Self> {
         let mut questions = redis::pipe();
         // Everybody may say HELLO. Who may not ask INFO does without the run id.
         questions.cmd("HELLO");
         questions.cmd("INFO").arg("server");
-        let answers = connection.req_packed_commands(&questions.get_packed_pipeline(), 0, questions.len())?;
+        let answers = line.ask(&questions.get_packed_pipeline(), questions.len())?;
         let mut answers = answers.into_iter().map(Value::extract_error);
         let (hello, info) = (
             answers.next().unwrap_or(Ok(Value::Nil)),

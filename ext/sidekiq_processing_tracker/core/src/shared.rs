@@ -2,6 +2,7 @@
 //!
 //! All of it lies under one lock, which is never held over a call to Redis, a wait, or anything of Ruby's.
 
+use crate::blocking::Returned;
 use crate::claims::Claims;
 use crate::clock;
 use crate::error::{Error, Result};
@@ -13,6 +14,7 @@ use crate::scripts::{Beat, Fenced};
 use crate::settings::{Pace, Settings};
 use crate::slots;
 use crate::threads;
+use crate::wire::Bell;
 use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -31,6 +33,8 @@ pub(crate) struct Shared {
     pub claims_wake: Condvar,
     pub control_wake: Condvar,
     pub alarm_wake: Condvar,
+    /// Wakes the wake thread where it waits for Redis.
+    pub wake_bell: Bell,
     pub slot_wakes: [Condvar; slots::MOST],
     warned: Mutex<HashSet<String>>,
 }
@@ -72,6 +76,8 @@ pub(crate) struct State {
     lost: Option<(String, Vec<LostJob>)>,
     pub health: Health,
     pub ended: Vec<Arc<Parker>>,
+    /// What the slots have lent, when it is back.
+    pub returned: [Option<Returned>; slots::MOST],
 }
 
 /// Sweeps that are made before their time: at the start, and when a claim has had no answer.
@@ -228,11 +234,13 @@ impl Shared {
                 lost: None,
                 health: Health::default(),
                 ended: Vec::new(),
+                returned: Default::default(),
             }),
             helm: Mutex::new(None),
             claims_wake: Condvar::new(),
             control_wake: Condvar::new(),
             alarm_wake: Condvar::new(),
+            wake_bell: Bell::new()?,
             slot_wakes: Default::default(),
             warned: Mutex::default(),
             settings,
@@ -430,6 +438,7 @@ impl Shared {
         self.claims_wake.notify_all();
         self.control_wake.notify_all();
         self.alarm_wake.notify_all();
+        self.wake_bell.ring();
         self.slot_wakes.iter().for_each(Condvar::notify_all);
         state.wake_beat_waiters();
         for parker in state.registry.waiters().into_iter().chain(state.ended.drain(..)) {

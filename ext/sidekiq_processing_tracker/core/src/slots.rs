@@ -62,8 +62,9 @@ pub struct Slots {
 
 impl Slots {
     /// Makes slots for the queues of this crew, as long as there may be more.
-    pub fn add(&mut self, number: usize, crew: &Crew) {
-        for queue in crew.plan.by_weight() {
+    pub fn add(&mut self, number: usize, crew: &Crew, dice: &mut fastrand::Rng) {
+        // What one process has no claim for, another of many has.
+        for queue in crew.plan.likeliest(MOST / 2, dice) {
             if self.slots.len() < MOST {
                 self.slots.push(Slot {
                     crew: number,
@@ -88,13 +89,25 @@ impl Slots {
         self.of(crew).filter(counts).count()
     }
 
-    /// How many claims a crew whose threads wait for queues that are empty should have outstanding.
+    /// How many claims a crew whose threads wait for queues that are empty may have outstanding: one thread is left for turns, where
+    /// there is another.
     fn most_for(crew: &Crew) -> usize {
         if crew.is_idle() {
-            crew.wanted().saturating_sub(OTHERS).clamp(1, MOST)
+            crew.wanted().saturating_sub(1).max(1)
         } else {
             0
         }
+    }
+
+    /// How many of its slots should have a connection.
+    fn connections_for(crew: &Crew) -> usize {
+        crew.wanted().saturating_sub(OTHERS).max(1)
+    }
+
+    fn connected_of(&self, crew: usize) -> usize {
+        self.of(crew)
+            .filter(|slot| slot.called || slot.client.is_some())
+            .count()
     }
 
     fn claim(&mut self, slot: usize) {
@@ -107,17 +120,20 @@ impl Slots {
         let mut busy = Vec::new();
         for (number, crew) in crews.iter().enumerate() {
             let mut left = Self::most_for(crew).saturating_sub(self.outstanding_of(number));
+            let mut to_connect = Self::connections_for(crew).saturating_sub(self.connected_of(number));
             for at in 0..self.slots.len() {
                 let slot = &mut self.slots[at];
                 let rests = slot.rests_until.is_some_and(|until| now < until);
                 if slot.crew != number || slot.outstanding.is_some() || rests || left == 0 {
                     continue;
                 }
-                left -= 1;
                 if slot.client.is_some() {
+                    left -= 1;
                     self.claim(at);
                     busy.push(at);
-                } else if !std::mem::replace(&mut slot.called, true) {
+                } else if to_connect > 0 && !std::mem::replace(&mut slot.called, true) {
+                    left -= 1;
+                    to_connect -= 1;
                     busy.push(at);
                 }
             }
@@ -271,6 +287,12 @@ impl Slots {
         self.slots.get(slot).is_some_and(|slot| slot.outstanding.is_some())
     }
 
+    /// Whose claims a slot makes.
+    #[must_use]
+    pub fn crew_of(&self, slot: usize) -> Option<usize> {
+        self.slots.get(slot).map(|slot| slot.crew)
+    }
+
     /// How many slots there are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -297,7 +319,7 @@ mod tests {
     /// Slots of a crew, all connected.
     fn connected(crew: &Crew) -> Slots {
         let mut slots = Slots::default();
-        slots.add(0, crew);
+        slots.add(0, crew, &mut fastrand::Rng::with_seed(1));
         for slot in 0..slots.count() {
             slots.connected(slot, HERE);
         }
@@ -308,7 +330,7 @@ mod tests {
     fn the_likeliest_queues_come_first_and_there_are_not_too_many() {
         let crew = crew(&["a", "b", "b", "c", "c", "c"], 6);
         let mut slots = Slots::default();
-        slots.add(0, &crew);
+        slots.add(0, &crew, &mut fastrand::Rng::with_seed(1));
         assert_eq!(slots.count(), 3);
         let crews = [crew];
         assert_eq!(slots.post(&crews, Instant::now()), [0, 1]);

@@ -6,15 +6,19 @@
 use crate::claims;
 use crate::control::Attempts;
 use crate::error::{Error, Result};
-use crate::server;
+use crate::server::{self, Opened};
 use crate::shared::{Phase, Shared};
+use crate::wire::Line;
+use redis::Value;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The channel on which Redis tells of changes.
 const CHANNEL: &str = "__redis__:invalidate";
-/// How long one read lasts: so soon does the thread notice that it is to end.
+/// How long one read of an encrypted connection lasts: so soon does the thread notice that it is to end.
 const SLICE: Duration = Duration::from_millis(250);
+/// The same for others, where it is woken for that: so soon does it notice that another link has found another server.
+const A_WHILE: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(shared: Arc<Shared>) {
     let mut attempts = Attempts::default();
@@ -65,26 +69,45 @@ fn wait_for_need(shared: &Shared, attempts: &Attempts) -> bool {
 fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
     let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
     let target = &shared.settings.redis;
-    let server::Opened { mut connection, visit } = server::open(target, timeout).map_err(|error| error.at(target))?;
-    let id: i64 = redis::cmd("CLIENT").arg("ID").query(&mut connection)?;
-    let mut messages = connection.as_pubsub();
-    messages.subscribe(CHANNEL)?;
-    messages.set_read_timeout(Some(SLICE))?;
-    attempts.succeeded();
+    let Opened { mut line, visit } = server::open(target, timeout, true).map_err(|error| error.at(target))?;
+    line.send(&redis::cmd("CLIENT").arg("ID").get_packed_command())?;
+    let Value::Int(id) = line.receive()?.extract_error()? else {
+        return Err(Error::protocol("CLIENT ID", "a number was expected"));
+    };
+    match line {
+        Line::Library(mut connection) => {
+            let mut messages = connection.as_pubsub();
+            messages.subscribe(CHANNEL)?;
+            messages.set_read_timeout(Some(SLICE))?;
+            attempts.succeeded();
+            attend(shared, visit, id, || match messages.get_message() {
+                Err(error) if !error.is_timeout() => Err(error.into()),
+                message => Ok(message.is_ok()),
+            })
+        }
+        Line::Wire(mut wire) => {
+            let subscribed = wire.ask(&redis::cmd("SUBSCRIBE").arg(CHANNEL).get_packed_command())?;
+            subscribed.extract_error()?;
+            attempts.succeeded();
+            attend(shared, visit, id, || wire.hear(&shared.wake_bell, A_WHILE))
+        }
+    }
+}
+
+/// Claims whenever `hears` says that there is news. It waits for that, for a while.
+fn attend(shared: &Shared, visit: u64, id: i64, mut hears: impl FnMut() -> Result<bool>) -> Result<()> {
     let mut state = shared.state();
     state.told = Some(id);
     shared.nudge(&mut state);
     drop(state);
     loop {
-        match messages.get_message() {
-            Ok(_) => claims::answer_alarm(shared),
-            Err(error) if error.is_timeout() => {}
-            Err(error) => return Err(error.into()),
+        if hears()? {
+            claims::answer_alarm(shared);
         }
         // Another link has found another server: that one is to tell.
         let state = shared.state();
         let is_over = matches!(state.phase, Phase::Left | Phase::Stopped) || state.distrusted == Some(id);
-        if is_over || !target.rendezvous.is_current(visit) {
+        if is_over || !shared.settings.redis.rendezvous.is_current(visit) {
             return Ok(());
         }
     }

@@ -29,44 +29,51 @@ module Sidekiq
         end
       end
 
-      # @return [String] the raw bytes, as they were in the queue
-      attr_reader :job
-      # @return [String] without "queue:"
-      attr_reader :queue_name
-      # @return [Sidekiq::Capsule, Sidekiq::Config, Module] what Sidekiq's own fetch gives its units
-      attr_reader :config
-      # @return [Native::Engine] the engine that has claimed it
-      attr_reader :engine
-      # @return [Integer] what the engine calls it
-      attr_reader :handle
-      # @return [Hash, nil] the job as the processor has parsed it
-      attr_accessor :job_hash
+      # @!attribute [r] engine
+      #   @return [Native::Engine] the engine that has claimed it
+      # @!attribute [r] config
+      #   @return [Sidekiq::Capsule, Sidekiq::Config, Module] what Sidekiq's own fetch gives its units
+      Origin = Struct.new(:engine, :config)
 
-      # @param engine [Native::Engine]
-      # @param handle [Integer]
-      # @param queue_name [String]
-      # @param job [String]
-      # @param config [Object]
-      def initialize(engine, handle, queue_name, job, config)
-        @engine = engine
-        @handle = handle
-        @queue_name = queue_name
-        @job = job
-        @config = config
-        @job_hash = nil
-        @begun = @settled = false
+      # What the engine has answered: the handle, the queue, the payload.
+      #
+      # @return [Array(Integer, String, String)]
+      attr_writer :taken
+
+      # It is made before there is a job for it, so that a job does not wait for that.
+      #
+      # @param origin [Origin]
+      def initialize(origin)
+        @origin = origin
+        @taken = nil
+        @stage = nil
       end
 
+      # @return [String] the raw bytes, as they were in the queue
+      def job = @taken[2]
+
+      # @return [String] without "queue:"
+      def queue_name = @taken[1]
+
+      # @return [Sidekiq::Capsule, Sidekiq::Config, Module] what Sidekiq's own fetch gives its units
+      def config = @origin.config
+
+      # @return [Native::Engine] the engine that has claimed it
+      def engine = @origin.engine
+
+      # @return [Integer] what the engine calls it
+      def handle = @taken[0]
+
       # @return [String] with "queue:"
-      def queue = "queue:#{@queue_name}"
+      def queue = "queue:#{queue_name}"
 
       # Sidekiq is done with the job: it has succeeded, was skipped, or its retry is written. An error here would cost the
       # processor its thread without a word in the log.
       #
       # @return [void]
       def acknowledge
-        @engine.ack(@handle)
-        @settled = true
+        engine.ack(handle)
+        @stage = :settled
       rescue => error
         Log.failure("ack a job", error)
       end
@@ -82,7 +89,7 @@ module Sidekiq
       #
       # @return [void]
       def begin
-        @begun = true
+        @stage = :begun
       end
 
       # Its thread is through with the job. If nobody has settled it, it is an orphan in a living process, and the engine
@@ -90,10 +97,10 @@ module Sidekiq
       #
       # @return [void]
       def release
-        return if @settled
+        return if settled?
 
-        @begun ? @engine.release(@handle) : @engine.requeue([@handle], 0)
-        @settled = true
+        (@stage == :begun) ? engine.release(handle) : engine.requeue([handle], 0)
+        @stage = :settled
       rescue => error
         Log.failure("release a job", error)
       end
@@ -101,19 +108,11 @@ module Sidekiq
       # Whether its thread is through with it: Sidekiq may name it at its end all the same.
       #
       # @return [Boolean]
-      def settled? = @settled
-
-      # Whether the given hash is this very job, and not one that the job runs inline.
-      #
-      # @param job_hash [Hash] what the middleware was called with
-      # @return [Boolean]
-      def runs?(job_hash)
-        @job_hash.equal?(job_hash)
-      end
+      def settled? = @stage == :settled
 
       # @return [String] without the payload, whose arguments may be secret
       def inspect
-        "#<#{self.class} queue=#{@queue_name} handle=#{@handle}>"
+        "#<#{self.class} queue=#{queue_name} handle=#{handle}>"
       end
     end
   end

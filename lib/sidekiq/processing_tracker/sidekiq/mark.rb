@@ -29,11 +29,9 @@ module Sidekiq
         #
         # @param unit [ClaimedJob]
         # @param instance [Object] the job's instance
+        # @param job [Hash] the parsed payload
         # @return [void]
-        def note(unit, instance)
-          job = unit.job_hash
-          return if !job || job.key?(Worker::OPTION)
-
+        def note(unit, instance, job)
           marked = of(instance, job)
           return unless marked.is_a?(String)
 

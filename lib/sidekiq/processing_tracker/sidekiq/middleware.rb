@@ -38,7 +38,7 @@ module Sidekiq
       # @return [Object] what the job returns
       def call(instance, job, _queue)
         unit = UnitOfWork.current
-        return yield unless unit&.runs?(job)
+        return yield unless unit.is_a?(UnitOfWork) && unit.runs?(job)
         # All that is pending for this thread is raised at the end of this block, outside of every rescue.
         return yield unless Thread.handle_interrupt(UNINTERRUPTED) { track(unit, instance, job) } == :elsewhere
 

@@ -10,8 +10,9 @@ module Sidekiq
     #
     # @api private
     module NativeFetch
-      # How long a processor waits before it looks whether it is to end, as in Sidekiq's own fetch. Milliseconds.
-      TIMEOUT = 2_000
+      # How long a processor waits before it looks by itself whether it is to end. When Sidekiq ends, it is woken for that (see {.quiet}), so
+      # this may be more than the 2 s of Sidekiq's own fetch: an idle process has less to do. Milliseconds.
+      TIMEOUT = 5_000
       # How long it waits where no job will come any more. Seconds.
       PAUSE = 0.1
       # No interrupt may come between the engine's handing a job out and our holding it: nobody would ever ack it. While the
@@ -61,6 +62,7 @@ module Sidekiq
       def processing_tracker_attach(engine, source)
         @processing_tracker_engine = engine
         @processing_tracker_source = source
+        @processing_tracker_origin = engine && ClaimedJob::Origin.new(engine, source.config)
         @processing_tracker_crews = {}
         @processing_tracker_is_quiet = false
         @processing_tracker_crew = engine && processing_tracker_crew(source.queues)
@@ -122,11 +124,13 @@ module Sidekiq
 
       # @return [ClaimedJob, nil, false] false where no job will come any more
       def next_claimed_job(crew, timeout)
-        engine, source = @processing_tracker_engine, @processing_tracker_source
-        handle, queue_name, payload = job = engine.next_job(crew, timeout, source.encoding)
-        return job unless job
+        place, job = UnitOfWork.place, ClaimedJob.new(@processing_tracker_origin)
+        taken = @processing_tracker_engine.next_job(crew, timeout, @processing_tracker_source.encoding)
+        return taken unless taken
 
-        UnitOfWork.current = ClaimedJob.new(engine, handle, queue_name, payload, source.config)
+        # It may have waited long for this moment: what could be done before has been done.
+        job.taken = taken
+        place.unit = job
       end
     end
   end

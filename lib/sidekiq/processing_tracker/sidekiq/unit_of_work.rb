@@ -11,7 +11,12 @@ module Sidekiq
     #
     # @api private
     class UnitOfWork
-      CURRENT = :sidekiq_processing_tracker_unit
+      PLACE = :sidekiq_processing_tracker_unit
+      # Where the unit that a thread works on is kept.
+      #
+      # @!attribute [rw] unit
+      #   @return [UnitOfWork, ClaimedJob, nil]
+      Place = Struct.new(:unit)
       # One for all units: it is held for a few microseconds, and no call under it waits for anything.
       LOCK = Mutex.new
       # How long to wait for Redis to have a job's record before the job runs all the same. Milliseconds.
@@ -21,20 +26,24 @@ module Sidekiq
       # Thread#kill and Timeout wait for the end of a call to the engine, which takes microseconds.
       UNINTERRUPTED = {Object => :never}.freeze
 
-      private_constant :CURRENT, :LOCK, :UNINTERRUPTED
+      private_constant :PLACE, :LOCK, :UNINTERRUPTED
 
       class << self
-        # The thread's and not the fiber's: a gem may run the processor's work in a fiber. {#runs?} tells the job from
-        # others that it runs.
-        #
         # @return [UnitOfWork, ClaimedJob, nil] what this thread's processor is working on
-        def current
-          Thread.current.thread_variable_get(CURRENT)
-        end
+        def current = place.unit
 
         # @param unit [UnitOfWork, ClaimedJob, nil] what this thread's processor has got to work on
         def current=(unit)
-          Thread.current.thread_variable_set(CURRENT, unit)
+          place.unit = unit
+        end
+
+        # The thread's and not the fiber's: a gem may run the processor's work in a fiber. {#runs?} tells the job from
+        # others that it runs.
+        #
+        # @return [Place] where this thread's unit is kept
+        def place
+          thread = Thread.current
+          thread.thread_variable_get(PLACE) || thread.thread_variable_set(PLACE, Place.new)
         end
 
         # The thread is through with the unit. When nobody has settled it, its thread has gone without a word (an internal error,

@@ -54,9 +54,21 @@ pub struct Block {
 /// # Errors
 /// As for `register`.
 pub fn block(link: &mut Link, keys: &Keys, identity: &str, block: &Block) -> Result<Fenced<Blocked>> {
+    let claim = begin_to_block(link, keys, identity, block)?;
+    let replies = [link.receive()?, link.receive()?];
+    end_block(link, &claim, replies)
+}
+
+/// The first half of `block`: sends it. Two replies will come.
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn begin_to_block(link: &mut Link, keys: &Keys, identity: &str, block: &Block) -> Result<Call> {
     let (aside, queue_key) = (keys.aside(&block.queue), keys.queue(&block.queue));
-    let mut wait = redis::cmd("BLMOVE");
-    wait.arg(&queue_key[..])
+    let mut commands = redis::pipe();
+    commands
+        .cmd("BLMOVE")
+        .arg(&queue_key[..])
         .arg(&aside[..])
         .arg("RIGHT")
         .arg("LEFT")
@@ -65,9 +77,45 @@ pub fn block(link: &mut Link, keys: &Keys, identity: &str, block: &Block) -> Res
     take.also(aside).also(queue_key).also(keys.queues());
     take.also(keys.counted().into_bytes());
     take.count(block.slot).number(block.index).arg(&block.queue[..]);
-    let (waited, took) = link.run_after(&TAKE, &take, wait)?;
-    let mut answer = Answer::to("take", took)?;
-    match (answer.text()?.as_str(), waited) {
+    commands.add_command(take.command("EVALSHA", TAKE.hash()));
+    link.begin(&commands)?;
+    Ok(take)
+}
+
+/// The second half: what the replies say. `claim`: what `begin_to_block` has answered.
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn end_block(link: &mut Link, claim: &Call, [waited, took]: [Value; 2]) -> Result<Fenced<Blocked>> {
+    if lacks_script(&took) {
+        let took = link.run(&TAKE, claim)?;
+        return judge([waited, took]);
+    }
+    let judged = judge([waited, took]);
+    if judged.is_err() {
+        link.discard();
+    }
+    judged
+}
+
+/// Whether the server did not know the script (any more), so that the second half is to be done again.
+fn lacks_script(took: &Value) -> bool {
+    matches!(took, Value::ServerError(error) if error.code() == "NOSCRIPT")
+}
+
+/// Whether these replies bring a job.
+pub(crate) fn brings([_, took]: &[Value; 2]) -> bool {
+    let is_taken = |value: &Value| matches!(value, Value::BulkString(text) if text == b"taken");
+    matches!(took, Value::Array(values) if values.first().is_some_and(is_taken))
+}
+
+/// What the replies say, where the server knew the script.
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn judge([waited, took]: [Value; 2]) -> Result<Fenced<Blocked>> {
+    let mut answer = Answer::to("take", took.extract_error()?)?;
+    match (answer.text()?.as_str(), waited.extract_error()) {
         ("lost", _) => Ok(Fenced::Lost),
         // Where Redis refuses to wait it may give all the same.
         ("taken", _) => Ok(Fenced::Alive(Blocked::Brought(Brought {
