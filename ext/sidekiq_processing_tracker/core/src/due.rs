@@ -131,6 +131,8 @@ enum Claim {
         before: u64,
         more: bool,
         jobs: Vec<(Vec<u8>, Vec<u8>)>,
+        /// Its number is, so that it is not to be had again.
+        noted: bool,
     },
 }
 
@@ -176,7 +178,7 @@ impl Due {
         let (before, more, jobs) = match claim {
             Fenced::Lost => return Ok(Claimed::default()),
             Fenced::Alive(Claim::Stale) => (0, false, Vec::new()),
-            Fenced::Alive(Claim::Done { before, more, jobs }) => (before, more, jobs),
+            Fenced::Alive(Claim::Done { before, more, jobs, .. }) => (before, more, jobs),
         };
         // A copy that came late has taken jobs that nobody holds.
         self.unsure |= before > self.held.len() as u64;
@@ -202,6 +204,10 @@ impl Due {
         let claim = claim(&mut self.link, &shared.keys, &self.identity, self.call, set, until)?;
         failpoint::reach("after_claim_due");
         self.unsure = false;
+        if matches!(claim, Fenced::Alive(Claim::Done { noted: false, .. })) {
+            // There can be no copy of it that comes late.
+            self.call -= 1;
+        }
         if claim == Fenced::Lost {
             shared.lose(&self.identity);
         }
@@ -326,17 +332,22 @@ fn claim(link: &mut Link, keys: &Keys, identity: &str, number: u64, set: &[u8], 
     let mut call = Call::new(own.into_iter().chain([set.to_vec()]));
     call.number(number).arg(until).count(PIECE).arg(set);
     let mut answer = Answer::to("claim_due", link.run(&CLAIM, &call)?)?;
-    match answer.text()?.as_str() {
+    let noted = match answer.text()?.as_str() {
         "lost" => return Ok(Fenced::Lost),
         "stale" => return Ok(Fenced::Alive(Claim::Stale)),
-        _ => {}
-    }
+        word => word != "idle",
+    };
     let (before, more) = (answer.number()?, answer.number()? == 1);
     let mut jobs = Vec::new();
     while !answer.is_empty() {
         jobs.push((answer.bytes()?, answer.bytes()?));
     }
-    Ok(Fenced::Alive(Claim::Done { before, more, jobs }))
+    Ok(Fenced::Alive(Claim::Done {
+        before,
+        more,
+        jobs,
+        noted,
+    }))
 }
 
 fn settle(link: &mut Link, keys: &Keys, identity: &str, pushes: &[(Vec<u8>, Push)]) -> Result<Fenced<Vec<i64>>> {
