@@ -170,6 +170,13 @@ impl Parker {
         lock(&self.flags).done
     }
 
+    /// Whether the waiting thread does something else meanwhile.
+    #[must_use]
+    pub fn has_errand(&self) -> bool {
+        let flags = lock(&self.flags);
+        flags.errand.is_some() || flags.bell.is_some()
+    }
+
     /// Ends the wait without a result.
     pub fn interrupt(&self) {
         lock(&self.flags).interrupted = true;
@@ -179,8 +186,75 @@ impl Parker {
 
 #[cfg(test)]
 mod tests {
-    use super::{Parker, Woken};
+    use super::{Errand, Parker, Woken};
+    use crate::wire::Bell;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    /// Waits for a byte, which ends the parker's wait.
+    struct ForByte {
+        socket: UnixStream,
+        bell: Arc<Bell>,
+        given_back: Arc<AtomicUsize>,
+    }
+
+    impl Errand for ForByte {
+        fn wait(&self, deadline: Instant) -> bool {
+            self.bell.wait_beside(self.socket.as_fd(), deadline).unwrap()
+        }
+
+        fn bell(&self) -> Arc<Bell> {
+            self.bell.clone()
+        }
+
+        fn go_on(self: Box<Self>, parker: &Parker) -> Option<Box<dyn Errand>> {
+            parker.settle();
+            None
+        }
+
+        fn give_back(self: Box<Self>) {
+            self.given_back.fetch_add(1, SeqCst);
+        }
+    }
+
+    fn errand() -> (Box<ForByte>, UnixStream, Arc<AtomicUsize>) {
+        let (far, socket) = UnixStream::pair().unwrap();
+        let given_back = Arc::new(AtomicUsize::new(0));
+        let errand = ForByte {
+            socket,
+            bell: Arc::new(Bell::new().unwrap()),
+            given_back: given_back.clone(),
+        };
+        (Box::new(errand), far, given_back)
+    }
+
+    /// A thread that waits, and has something to do meanwhile.
+    fn occupied(
+        within: Duration,
+    ) -> (
+        Arc<Parker>,
+        std::thread::JoinHandle<Woken>,
+        UnixStream,
+        Arc<AtomicUsize>,
+    ) {
+        let (errand, far, given_back) = errand();
+        let mut errand: Box<dyn Errand> = errand;
+        let parker = Parker::new();
+        let other = parker.clone();
+        let thread = std::thread::spawn(move || other.wait(Some(Instant::now() + within)));
+        while let Some(refused) = parker.lend(errand) {
+            errand = refused;
+            std::thread::yield_now();
+        }
+        assert!(parker.has_errand());
+        (parker, thread, far, given_back)
+    }
 
     #[test]
     fn a_result_wins_over_an_interrupt() {
@@ -198,8 +272,63 @@ mod tests {
     fn wakes_a_waiting_thread() {
         let parker = Parker::new();
         let other = parker.clone();
-        let thread = std::thread::spawn(move || other.wait(Some(Instant::now() + Duration::from_secs(10))));
+        let thread = std::thread::spawn(move || other.wait(Some(Instant::now() + SOON)));
         parker.unpark();
         assert_eq!(thread.join().unwrap(), Woken::Done);
+    }
+
+    #[test]
+    fn a_thread_that_does_not_wait_does_nothing_else() {
+        let parker = Parker::new();
+        let (errand, _far, given_back) = errand();
+        assert!(parker.lend(errand).is_some());
+        parker.unpark();
+        assert_eq!(parker.wait(None), Woken::Done);
+        assert!(parker.lend(self::errand().0).is_some());
+        assert_eq!(given_back.load(SeqCst), 0);
+    }
+
+    #[test]
+    fn a_waiting_thread_ends_its_wait_by_itself() {
+        let (parker, thread, mut far, given_back) = occupied(SOON);
+        assert!(parker.lend(errand().0).is_some());
+        far.write_all(b".").unwrap();
+        assert_eq!(thread.join().unwrap(), Woken::Done);
+        assert!(!parker.has_errand());
+        assert_eq!(given_back.load(SeqCst), 0);
+    }
+
+    #[test]
+    fn whatever_ends_the_wait_gives_back_what_it_did_meanwhile() {
+        let (parker, thread, _far, given_back) = occupied(SOON);
+        parker.interrupt();
+        assert_eq!(thread.join().unwrap(), Woken::Interrupted);
+        assert_eq!(given_back.load(SeqCst), 1);
+
+        let (parker, thread, _far, given_back) = occupied(SOON);
+        parker.unpark();
+        assert_eq!(thread.join().unwrap(), Woken::Done);
+        assert_eq!(given_back.load(SeqCst), 1);
+
+        let (_parker, thread, _far, given_back) = occupied(Duration::from_millis(20));
+        assert_eq!(thread.join().unwrap(), Woken::TimedOut);
+        assert_eq!(given_back.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn an_old_ring_ends_nothing() {
+        let (errand, mut far, given_back) = errand();
+        errand.bell.ring();
+        let parker = Parker::new();
+        let other = parker.clone();
+        let thread = std::thread::spawn(move || other.wait(Some(Instant::now() + SOON)));
+        let mut errand: Box<dyn Errand> = errand;
+        while let Some(refused) = parker.lend(errand) {
+            errand = refused;
+            std::thread::yield_now();
+        }
+        far.write_all(b".").unwrap();
+        assert_eq!(thread.join().unwrap(), Woken::Done);
+        assert_eq!(given_back.load(SeqCst), 0);
     }
 }

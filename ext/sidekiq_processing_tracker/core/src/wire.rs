@@ -378,3 +378,94 @@ impl Line {
         (0..count).map(|_| self.receive()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// A wire, and the server's end of it.
+    fn wire(within: Duration) -> (Wire, UnixStream) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let wire = Wire::connect(&ConnectionAddr::Unix(path), within, within).unwrap();
+        (wire, listener.accept().unwrap().0)
+    }
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_reply_may_come_in_pieces_and_two_at_once() {
+        let (mut wire, mut server) = wire(SOON);
+        assert_eq!(wire.try_receive().unwrap(), None);
+        server.write_all(b"*2\r\n:1\r\n$5\r\nhe").unwrap();
+        assert_eq!(wire.try_receive().unwrap(), None);
+        assert_eq!(wire.try_receive().unwrap(), None);
+        server.write_all(b"llo\r\n-ERR no\r\n").unwrap();
+        let hello = Value::Array(vec![Value::Int(1), Value::BulkString(b"hello".to_vec())]);
+        assert_eq!(wire.receive().unwrap(), hello);
+        assert!(matches!(wire.try_receive().unwrap(), Some(Value::ServerError(_))));
+        assert_eq!(wire.try_receive().unwrap(), None);
+    }
+
+    #[test]
+    fn silence_and_an_end_are_errors_in_time() {
+        let (mut wire, mut server) = wire(Duration::from_millis(20));
+        server.write_all(b"$5\r\nhe").unwrap();
+        assert!(wire.receive().unwrap_err().is_timeout());
+        drop(server);
+        assert!(wire.try_receive().is_err());
+        assert!(wire.ask(b"*1\r\n$4\r\nPING\r\n").is_err());
+    }
+
+    #[test]
+    fn a_server_that_takes_nothing_is_an_error_in_time() {
+        let (mut wire, _server) = wire(Duration::from_millis(20));
+        assert!(wire.send(&vec![b'x'; 8 << 20]).unwrap_err().is_timeout());
+    }
+
+    #[test]
+    fn what_is_no_reply_is_an_error() {
+        let (mut wire, mut server) = wire(SOON);
+        server.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+        assert!(matches!(Error::from(wire.receive().unwrap_err()), Error::Connection(_)));
+    }
+
+    #[test]
+    fn a_bell_ends_the_present_wait_or_the_next() {
+        let (mut wire, mut server) = wire(SOON);
+        let bell = Bell::new().unwrap();
+        (0..1000).for_each(|_| bell.ring());
+        assert!(!wire.hear(&bell, SOON).unwrap());
+        assert!(!wire.hear(&bell, Duration::from_millis(1)).unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(|| bell.ring());
+            assert!(!wire.hear(&bell, SOON).unwrap());
+        });
+        server.write_all(b"+news\r\n+more\r\n").unwrap();
+        assert!(wire.hear(&bell, SOON).unwrap());
+        assert!(wire.hear(&bell, SOON).unwrap());
+    }
+
+    #[test]
+    fn an_alarm_wakes_once_and_not_too_early() {
+        let alarm = Alarm::new().unwrap();
+        alarm.set(Duration::ZERO);
+        alarm.wait();
+        let (since, after) = (Instant::now(), Duration::from_millis(20));
+        alarm.set(after);
+        alarm.wait();
+        assert!(since.elapsed() >= after || !cfg!(target_os = "linux"));
+    }
+
+    #[test]
+    fn a_host_of_which_nothing_is_known_is_an_error() {
+        let address = ConnectionAddr::Tcp("no-such-host.invalid".into(), 1);
+        assert!(matches!(Wire::connect(&address, SOON, SOON), Err(Error::Connection(_))));
+        assert!(matches!(
+            Wire::connect(&ConnectionAddr::Unix("/nowhere".into()), SOON, SOON),
+            Err(Error::Connection(_))
+        ));
+    }
+}

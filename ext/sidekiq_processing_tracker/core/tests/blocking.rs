@@ -12,14 +12,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use processing_tracker_core::crew::Plan;
 use processing_tracker_core::events::Event;
 use processing_tracker_core::link::Link;
-use processing_tracker_core::parker::{Parker, Woken};
-use processing_tracker_core::registry::Taken;
+use processing_tracker_core::parker::Woken;
 use processing_tracker_core::scripts::{self, Block, Blocked, Fenced};
 use processing_tracker_core::settings::Pace;
 use redis::Commands;
+use support::crews::{blocked, crew, push, taken_by, until_blocked, waits, QUICK};
 use support::lua;
 use support::proxy::{Action, At, End as Cut, Proxy, Request};
 use support::redis_server::{RedisServer, USER};
@@ -29,48 +28,10 @@ use support::tracker::{
 };
 use support::wait::{eventually, eventually_some};
 
-const QUICK: Duration = Duration::from_millis(3500);
 const NOTHING: [Vec<u8>; 0] = [];
 
 fn engine(server: &RedisServer) -> Tracker {
     Tracker::registered(blocking(settings(&server.socket_path(), "one")))
-}
-
-fn crew(tracker: &Tracker, queues: &[&str]) -> usize {
-    let queues = queues.iter().map(|queue| queue.as_bytes().to_vec());
-    tracker.engine().add_crew(Plan::new(queues, true)).unwrap()
-}
-
-fn push(server: &RedisServer, queue: &str, jobs: &[Vec<u8>]) {
-    let () = server.connect().lpush(format!("queue:{queue}"), jobs).unwrap();
-}
-
-fn blocked(server: &RedisServer) -> usize {
-    let clients: String = redis::cmd("INFO").arg("clients").query(&mut server.connect()).unwrap();
-    let count = clients.lines().find_map(|line| line.strip_prefix("blocked_clients:"));
-    count.unwrap().trim().parse().unwrap()
-}
-
-#[track_caller]
-fn until_blocked(server: &RedisServer, count: usize) {
-    eventually(SOON, &format!("{count} claims wait in Redis"), || {
-        blocked(server) == count
-    });
-}
-
-/// A thread that waits for a job.
-fn waits(tracker: &Tracker, crew: usize) -> Arc<Parker> {
-    tracker.engine().wait_for_work(crew).expect("there is nothing to take")
-}
-
-#[track_caller]
-fn take(tracker: &Tracker, crew: usize, parker: &Arc<Parker>, within: Duration) -> Taken {
-    assert_eq!(
-        parker.wait(Some(Instant::now() + within)),
-        Woken::Done,
-        "no job within {within:?}"
-    );
-    tracker.engine().arrive(crew, parker).expect("a job")
 }
 
 fn is_warning(event: &Event) -> bool {
@@ -88,7 +49,7 @@ fn redis_hands_jobs_over_as_they_come_and_is_asked_for_nothing_else() {
         let turns = server.calls_of("rpop") - server.calls_of("blmove");
         let payload = job(&format!("j{round}"));
         push(&server, "work", std::slice::from_ref(&payload));
-        let taken = take(&tracker, work, &parker, QUICK);
+        let taken = taken_by(&tracker, work, &parker, QUICK);
         assert_eq!((taken.queue.as_slice(), &*taken.payload), (&b"work"[..], &payload[..]));
         assert_eq!(in_flight(&server), [payload]);
         assert_eq!(queue(&server, "work"), NOTHING);
@@ -120,7 +81,7 @@ fn each_queue_has_a_claim_as_long_as_there_are_threads_for_them() {
         parkers.iter().position(|parker| parker.is_done())
     });
     let parker = parkers.remove(came);
-    let taken = take(&tracker, work, &parker, QUICK);
+    let taken = taken_by(&tracker, work, &parker, QUICK);
     tracker.engine().ack(taken.handle);
     parkers.push(waits(&tracker, work));
     until_blocked(&server, 3);
@@ -130,7 +91,7 @@ fn each_queue_has_a_claim_as_long_as_there_are_threads_for_them() {
             parkers.iter().position(|parker| parker.is_done())
         });
         let parker = parkers.remove(came);
-        let taken = take(&tracker, work, &parker, QUICK);
+        let taken = taken_by(&tracker, work, &parker, QUICK);
         assert_eq!(taken.queue, name.as_bytes());
         tracker.engine().ack(taken.handle);
         parkers.push(waits(&tracker, work));
@@ -242,7 +203,7 @@ fn loses_its_lease_while_it_waits(arrives: bool) {
     assert_eq!(in_flight(&server), NOTHING);
     proxy.calm();
     tracker.wait_for("it hears of it", is_lease_lost);
-    let taken = take(&tracker, work, &parker, SOON);
+    let taken = taken_by(&tracker, work, &parker, SOON);
     tracker.engine().ack(taken.handle);
     assert!(tracker.leave(SOON));
     assert!(other.leave(SOON));
@@ -282,12 +243,12 @@ fn comes_once_in_spite_of(is_it: fn(&Request) -> bool, action: Action, within: D
     until_blocked(&server, 1);
     push(&server, "work", &[job("before")]);
     armed.store(true, SeqCst);
-    let taken = take(&tracker, work, &parker, QUICK);
+    let taken = taken_by(&tracker, work, &parker, QUICK);
     tracker.engine().ack(taken.handle);
     let parker = waits(&tracker, work);
     eventually(SOON, "it happens", || !armed.load(SeqCst));
     push(&server, "work", &[job("j")]);
-    let taken = take(&tracker, work, &parker, within);
+    let taken = taken_by(&tracker, work, &parker, within);
     assert_eq!(&*taken.payload, job("j"));
     assert_eq!(in_flight(&server), [job("j")]);
     tracker.engine().ack(taken.handle);
@@ -338,7 +299,7 @@ fn a_job_comes_through_a_redis_that_has_forgotten_the_script() {
         until_blocked(&server, 1);
         redis::cmd("SCRIPT").arg("FLUSH").exec(&mut server.connect()).unwrap();
         push(&server, "work", &[job(&format!("j{round}"))]);
-        let taken = take(&tracker, work, &parker, QUICK);
+        let taken = taken_by(&tracker, work, &parker, QUICK);
         tracker.engine().ack(taken.handle);
     }
     eventually(SOON, "all are acked", || in_flight(&server).is_empty());
@@ -356,7 +317,7 @@ fn a_redis_that_restarts_is_asked_again() {
         until_blocked(&server, 1);
         server.restart();
         push(&server, "work", &[job(&format!("j{round}"))]);
-        let taken = take(&tracker, work, &parker, SOON);
+        let taken = taken_by(&tracker, work, &parker, SOON);
         tracker.engine().ack(taken.handle);
     }
     let _parker = waits(&tracker, work);
@@ -383,7 +344,7 @@ fn without_the_rights_it_waits_as_it_can_and_says_so_once() {
             let parker = waits(&tracker, work);
             tracker.wait_for(&format!("it says that {missing} is missing"), warning);
             push(&server, "work", &[job(&format!("j{round}"))]);
-            let taken = take(&tracker, work, &parker, QUICK);
+            let taken = taken_by(&tracker, work, &parker, QUICK);
             tracker.engine().ack(taken.handle);
         }
         assert_eq!((tracker.count(warning), tracker.count(is_warning)), (1, 1), "{missing}");
@@ -402,7 +363,7 @@ fn a_redis_that_is_full_gives_what_it_has() {
     until_blocked(&server, 1);
     push(&server, "work", &[job("one"), job("two")]);
     server.config_set("maxmemory", "1");
-    let taken = take(&tracker, work, &parker, QUICK);
+    let taken = taken_by(&tracker, work, &parker, QUICK);
     tracker.engine().ack(taken.handle);
     let parker = tracker.engine().wait_for_work(work);
     if let Some(parker) = &parker {
@@ -427,7 +388,7 @@ fn a_queue_that_is_no_list_keeps_nobody_from_the_others() {
         let parkers: Vec<_> = (0..6).map(|_| waits(&tracker, work)).collect();
         push(&server, "work", &[job(&format!("j{round}"))]);
         let came = eventually_some(SOON, "the job comes", || parkers.iter().find(|parker| parker.is_done()));
-        let taken = take(&tracker, work, came, QUICK);
+        let taken = taken_by(&tracker, work, came, QUICK);
         tracker.engine().ack(taken.handle);
         parkers
             .iter()
@@ -455,7 +416,7 @@ fn twenty_processes_that_wait_get_a_job_each() {
         let jobs: Vec<_> = (0..20).map(|i| job(&format!("j{round}-{i}"))).collect();
         push(&server, "work", &jobs);
         for ((tracker, crew), parker) in trackers.iter().zip(&crews).zip(&parkers) {
-            let taken = take(tracker, *crew, parker, SOON);
+            let taken = taken_by(tracker, *crew, parker, SOON);
             tracker.engine().ack(taken.handle);
         }
         eventually(SOON, "all are acked", || in_flight(&server).is_empty());
@@ -484,7 +445,7 @@ fn a_queue_whose_claim_is_not_made_again_is_looked_at() {
             parkers.iter().position(|parker| parker.is_done())
         });
         let parker = parkers.remove(came);
-        take(&tracker, work, &parker, QUICK);
+        taken_by(&tracker, work, &parker, QUICK);
     }
     assert_eq!(in_flight(&server).len(), 10);
     until_blocked(&server, 0);
@@ -651,7 +612,7 @@ fn the_next_process_finds_what_lies_aside() {
     let tracker = engine(&server);
     let work = crew(&tracker, &["work"]);
     let parker = waits(&tracker, work);
-    let taken = take(&tracker, work, &parker, SOON);
+    let taken = taken_by(&tracker, work, &parker, SOON);
     assert_eq!(&*taken.payload, job("left"));
     tracker.engine().ack(taken.handle);
     assert!(tracker.leave(SOON));

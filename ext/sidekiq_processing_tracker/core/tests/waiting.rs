@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use processing_tracker_core::crew::Plan;
 use processing_tracker_core::events::Event;
-use processing_tracker_core::parker::{Parker, Woken};
+use processing_tracker_core::parker::Woken;
 use processing_tracker_core::registry::Taken;
 use redis::Commands;
+use support::crews::{crew, info, look, push, waits, QUICK};
 use support::lua;
 use support::proxy::{Action, At, End as Cut, Proxy, Request};
 use support::redis_server::{RedisServer, USER};
@@ -27,33 +27,10 @@ use support::tracker::{
 use support::wait::eventually;
 use support::workers::{at_once, strict, weighted, Book, Perform, Workers};
 
-/// Less than the pause between two looks.
-const QUICK: Duration = Duration::from_millis(3500);
 const NOTHING: [Vec<u8>; 0] = [];
 
 fn engine(server: &RedisServer) -> Tracker {
     Tracker::registered(native(settings(&server.socket_path(), "one")))
-}
-
-fn crew(tracker: &Tracker, queues: &[&str]) -> usize {
-    let queues = queues.iter().map(|queue| queue.as_bytes().to_vec());
-    tracker.engine().add_crew(Plan::new(queues, true)).unwrap()
-}
-
-fn push(server: &RedisServer, queue: &str, jobs: &[Vec<u8>]) {
-    let () = server.connect().lpush(format!("queue:{queue}"), jobs).unwrap();
-}
-
-/// One look of a thread: a job, or a place to wait.
-fn look(tracker: &Tracker, crew: usize) -> Result<Taken, Arc<Parker>> {
-    loop {
-        if let Some(taken) = tracker.engine().take(crew) {
-            return Ok(taken);
-        }
-        if let Some(parker) = tracker.engine().wait_for_work(crew) {
-            return Err(parker);
-        }
-    }
 }
 
 /// A thread that waits for a job.
@@ -72,19 +49,11 @@ fn take(tracker: &Tracker, crew: usize, within: Duration) -> Taken {
     }
 }
 
-fn waits(tracker: &Tracker, crew: usize) -> Arc<Parker> {
-    look(tracker, crew).expect_err("there is nothing to take")
-}
-
 /// The engine has looked into its queues, in vain, and is to be told when something comes.
 #[track_caller]
 fn watches(server: &RedisServer) {
     eventually(SOON, "Redis is to tell of changes", || {
-        let clients: String = redis::cmd("INFO").arg("stats").query(&mut server.connect()).unwrap();
-        let keys = clients
-            .lines()
-            .find_map(|line| line.strip_prefix("tracking_total_keys:"));
-        keys.is_some_and(|keys| keys.trim() != "0")
+        info(server, "stats", "tracking_total_keys") != "0"
     });
 }
 

@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod crews;
 pub mod lua;
 #[cfg(feature = "failpoints")]
 pub mod process;
