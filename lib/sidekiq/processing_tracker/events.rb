@@ -11,13 +11,24 @@ module Sidekiq
       # still runs, for people who look at a process that beats but does nothing.
       WAIT = 1_000
 
+      # How loud each kind of event is in the log.
+      LEVELS = {
+        "started" => :info, "recovered" => :info, "superseded" => :info, "dead" => :warn, "discarded" => :warn, "outage" => :error,
+        "outage_over" => :info, "lease_lost" => :warn, "note" => :info, "warning" => :warn, "dropped" => :warn
+      }.freeze
+
+      private_constant :LEVELS
+
       class << self
-        # Writes one event to the log and tells whoever listens. Raises nothing of theirs.
+        # Writes one event to the log and tells whoever listens. Raises nothing of theirs. A recovery may tell of a hundred thousand jobs, so nothing
+        # is made that nobody gets to see.
         #
         # @param event [Hash{String => Object}] as {Native::Engine#next_event} gives it
         # @return [void]
         def report(event)
           log(event)
+          return unless Listeners.hear?(event)
+
           events_of(event).each { |told| Listeners.tell(told) }
         end
 
@@ -26,8 +37,8 @@ module Sidekiq
         # @param event [Hash{String => Object}] as {Native::Engine#next_event} gives it
         # @return [void]
         def log(event)
-          level, line = line_for(event)
-          Log.write(level, line)
+          level = LEVELS.fetch(event["kind"], :debug)
+          Log.write(level, line_for(event)) if Log.writes?(level)
         rescue => error
           Log.failure("log a #{event["kind"]} event", error)
         end
@@ -43,20 +54,18 @@ module Sidekiq
 
         def line_for(event)
           case event["kind"]
-          when "started" then [:info, started(event)]
-          when "recovered" then [:info, settled("recovered job", event, "outcome" => "requeued")]
-          when "superseded" then [:info, settled("superseded job", event)]
-          when "dead" then [:warn, settled("moved job to the dead set", event)]
-          when "discarded" then [:warn, settled("discarded job", event)]
+          when "started" then started(event)
+          when "recovered" then settled("recovered job", event, "outcome" => "requeued")
+          when "superseded" then settled("superseded job", event)
+          when "dead" then settled("moved job to the dead set", event)
+          when "discarded" then settled("discarded job", event)
           when "outage"
-            [:error, "cannot use Redis: #{event["error"].chomp(".")}. Jobs run on, and are recorded as soon as it is back"]
-          when "outage_over"
-            [:info, "can use Redis again after #{format("%.1f", event["seconds"])} s"]
-          when "lease_lost" then [:warn, lease_lost(event)]
-          when "note" then [:info, event["message"]]
-          when "warning" then [:warn, event["message"]]
-          when "dropped" then [:warn, "could not tell #{event["count"]} events: too many at once"]
-          else [:debug, "event #{event["kind"]}"]
+            "cannot use Redis: #{event["error"].chomp(".")}. Jobs run on, and are recorded as soon as it is back"
+          when "outage_over" then "can use Redis again after #{format("%.1f", event["seconds"])} s"
+          when "lease_lost" then lease_lost(event)
+          when "note", "warning" then event["message"]
+          when "dropped" then "could not tell #{event["count"]} events: too many at once"
+          else "event #{event["kind"]}"
           end
         end
 

@@ -38,6 +38,17 @@ module Sidekiq
           nil
         end
 
+        # Whether anybody may want to hear of an event.
+        #
+        # @param event [Hash{String => Object}] as {Native::Engine#next_event} gives it
+        # @return [Boolean]
+        def hear?(event)
+          return true if defined?(::ActiveSupport::Notifications) || event["reason"] == "poison_pill"
+
+          callbacks = @callbacks
+          !callbacks.empty? && callbacks.key?(event["kind"].to_s.to_sym)
+        end
+
         # Tells an event to everybody who wants to hear of it. Raises nothing of theirs.
         #
         # @param event [Event]

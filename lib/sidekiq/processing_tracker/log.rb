@@ -23,6 +23,20 @@ module Sidekiq
           raise if error.is_a?(SignalException) && Thread.current == Thread.main
         end
 
+        # Whether what is written at this level goes anywhere, as far as the logger tells.
+        #
+        # @param level [Symbol]
+        # @return [Boolean]
+        def writes?(level)
+          logger = ProcessingTracker.logger
+          question = :"#{level}?"
+          !logger.respond_to?(question) || !!logger.public_send(question)
+        rescue Exception => error # rubocop:disable Lint/RescueException
+          raise if error.is_a?(SignalException) && Thread.current == Thread.main
+
+          true
+        end
+
         # What comes from a payload: whatever is in it must stay on one line.
         #
         # @param value [Object, nil]

@@ -66,6 +66,25 @@ RSpec.describe Sidekiq::ProcessingTracker::Events do
     ])
   end
 
+  it "writes and tells what somebody wants, and nothing else" do
+    heard = []
+    Sidekiq::ProcessingTracker.on(:recovered) { |event| heard << event.jid }
+    logger.level = Logger::WARN
+    events = %w[recovered superseded dead].map { |kind| {"kind" => kind, "jid" => kind, "queue" => "q", "from" => "a:1:x", "at" => 1} }
+    expect(logged(*events)).to match(/\AWARN .*moved job to the dead set: jid=dead .*\n\z/)
+    expect(heard).to eq(["recovered"])
+  ensure
+    Sidekiq::ProcessingTracker::Listeners.clear
+  end
+
+  it "writes to a logger that does not tell its level" do
+    lines = []
+    plain = Object.new
+    %i[debug info warn error].each { |level| plain.define_singleton_method(level) { |text| lines << text } }
+    logged({"kind" => "outage_over", "seconds" => 1.0}, to: plain)
+    expect(lines).to eq(["ProcessingTracker can use Redis again after 1.0 s"])
+  end
+
   it "survives a logger that raises and an event that makes no sense" do
     raising = Class.new(Logger) do
       def info(*)

@@ -74,14 +74,14 @@ unsafe extern "C" fn wait_without_gvl(argument: *mut c_void) -> *mut c_void {
     std::ptr::null_mut()
 }
 
-/// SAFETY: called by Ruby with the `*mut Wait` of `wait`, from any thread, with a lock of Ruby's held: it only sets a flag.
+/// SAFETY: called by Ruby with the `*mut Wait` of `wait`, from any thread, with a lock of Ruby's held: it only sets a flag, and wakes the thread.
 unsafe extern "C" fn unblock(argument: *mut c_void) {
     // SAFETY: the waiting thread is inside `rb_thread_call_without_gvl2` still, so its `Wait` is alive.
     let parker = unsafe { (*argument.cast::<Wait>()).parker };
     let _ = catch_unwind(AssertUnwindSafe(|| parker.interrupt()));
 }
 
-/// What runs on a native thread: no Ruby thread ever touches a socket.
+/// What runs on a native thread, since it talks to Redis and may have to wait for it.
 pub struct Call<T> {
     done: Arc<Parker>,
     cancel: Arc<Parker>,
