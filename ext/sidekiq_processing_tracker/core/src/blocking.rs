@@ -195,8 +195,13 @@ impl Thread<'_> {
             if matches!(state.phase, Phase::Left | Phase::Stopped) {
                 return None;
             }
+            let claimed = state.registry.slots.is_outstanding_at(self.slot);
             if let Some(order) = state.registry.slot_order(self.slot) {
                 return Some((order, state.identity.clone()));
+            }
+            if claimed {
+                // It was taken back before it was sent: its thread is free for a turn.
+                self.shared.nudge(&mut state);
             }
             state = match self.shared.slot_wakes.get(self.slot) {
                 Some(wake) => wake.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -207,6 +212,9 @@ impl Thread<'_> {
 
     /// Sees to it that there is a connection, and that others know it.
     fn connect(&mut self, identity: &str) -> Result<()> {
+        if self.signals.is_none() {
+            self.signals = Some((Arc::new(Bell::new()?), Arc::new(Alarm::new()?)));
+        }
         self.link.connect()?;
         if self.link.generation() == self.connection {
             return Ok(());
@@ -254,15 +262,8 @@ impl Thread<'_> {
 
     /// `None`: they have been read, and taken care of.
     fn wait_for_replies(&mut self, identity: &str) -> Result<Option<[Value; 2]>> {
-        let Some(mut wire) = self.link.lend() else {
+        let (Some((bell, alarm)), Some(mut wire)) = (self.signals.clone(), self.link.lend()) else {
             return Ok(Some([self.link.receive()?, self.link.receive()?]));
-        };
-        let (bell, alarm) = match &self.signals {
-            Some(signals) => signals.clone(),
-            None => self
-                .signals
-                .insert((Arc::new(Bell::new()?), Arc::new(Alarm::new()?)))
-                .clone(),
         };
         let deadline = wire.deadline();
         let mut waited = None;
@@ -344,8 +345,11 @@ impl Thread<'_> {
         }
         self.shared.nudge(&mut state);
         drop(state);
-        if matches!(error, Error::Refused(_)) {
-            self.rest(error);
+        match error {
+            Error::Refused(_) => self.rest(error),
+            // The system has no sockets left, or the like.
+            Error::Internal(text) => self.shared.warn_once("slots", text.clone()),
+            _ => {}
         }
     }
 

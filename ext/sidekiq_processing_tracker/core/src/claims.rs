@@ -141,6 +141,8 @@ struct Watch {
     refused_for: Option<(u64, i64)>,
     /// The queues that were looked at and empty, and when; as long as nothing has been told of them.
     watched: Option<(BTreeSet<Arc<[u8]>>, Instant)>,
+    /// Which server was looked at last.
+    visit: Option<u64>,
     /// The turn that goes next was caused by a wake-up, and by nothing of this process's own.
     woken: bool,
     /// How long to be deaf at most, after the next wake-up in vain.
@@ -393,6 +395,11 @@ impl Claims {
     fn look(&mut self, queues: BTreeSet<Arc<[u8]>>, told: Option<i64>) -> crate::Result<()> {
         // What is told from here on is about this look or a later one.
         self.shared.state().alarm = false;
+        self.link.connect()?;
+        if std::mem::replace(&mut self.watch.visit, self.link.visit()) != self.link.visit() {
+            // It may listen to another server.
+            self.shared.ring_wake_bell();
+        }
         let generation = self.link.generation();
         let watched = matches!(&self.watch.watched, Some((watched, _)) if queues.is_subset(watched))
             && told.is_some_and(|id| self.watch.asked == Some((generation, id)));
@@ -435,7 +442,7 @@ impl Claims {
             if watched && self.link.generation() == generation && !state.alarm {
                 // Redis should have told of it. The listening connection may be dead without a sign.
                 state.distrusted = told;
-                self.shared.wake_bell.ring();
+                self.shared.ring_wake_bell();
             }
         } else {
             // A watch that began on another connection is none.
@@ -455,7 +462,7 @@ impl Claims {
             if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
                 if error.detail().is_some_and(|detail| detail.contains("does not exist")) {
                     state.distrusted = Some(id);
-                    self.shared.wake_bell.ring();
+                    self.shared.ring_wake_bell();
                     return;
                 }
                 drop(state);

@@ -77,6 +77,8 @@ impl Parker {
     /// Waits until `deadline`, for ever without one. An interrupt is reported once.
     pub fn wait(&self, deadline: Option<Instant>) -> Woken {
         let mut flags = lock(&self.flags);
+        // Of an errand that has died of a bug.
+        flags.bell = None;
         loop {
             let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
             let woken = if flags.done {

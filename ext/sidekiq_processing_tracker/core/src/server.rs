@@ -163,11 +163,10 @@ fn connect_bare(
     reply_within: Duration,
 ) -> Result<Line> {
     let mut line = Line::Wire(Wire::connect(address, connect_within, reply_within)?);
-    let mut commands = redis::pipe();
     if let Some(password) = login.password.get(connect_within) {
-        let username = login.username.unwrap_or("default");
-        commands.cmd("AUTH").arg(username).arg(password);
+        log_in(&mut line, &[login.username.unwrap_or("default"), &password])?;
     }
+    let mut commands = redis::pipe();
     if login.db != 0 {
         commands.cmd("SELECT").arg(login.db);
     }
@@ -176,14 +175,26 @@ fn connect_bare(
         // Redis has it since 7.2.
         commands.cmd("CLIENT").arg("SETINFO").arg(what).arg(value);
     }
-    for answer in line
-        .ask(&commands.get_packed_pipeline(), commands.len())?
-        .into_iter()
-        .take(needed)
-    {
+    let answers = line.ask(&commands.get_packed_pipeline(), commands.len())?;
+    for answer in answers.into_iter().take(needed) {
         answer.extract_error()?;
     }
     Ok(line)
+}
+
+/// Tells nothing of what the server says to that: a proxy may repeat the password.
+fn log_in(line: &mut Line, credentials: &[&str]) -> Result<()> {
+    line.send(&redis::cmd("AUTH").arg(credentials).get_packed_command())?;
+    match line.receive()?.extract_error() {
+        Ok(_) => Ok(()),
+        // Some proxies know of no users.
+        Err(error)
+            if credentials.len() == 2 && error.detail().is_some_and(|detail| detail.contains("wrong number")) =>
+        {
+            log_in(line, &credentials[1..])
+        }
+        Err(_) => Err(Error::Refused("Redis refused the username or password".into())),
+    }
 }
 
 fn encrypted(info: redis::ConnectionInfo, tls: &Tls) -> Result<Client> {

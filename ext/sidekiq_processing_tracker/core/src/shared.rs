@@ -33,8 +33,8 @@ pub(crate) struct Shared {
     pub claims_wake: Condvar,
     pub control_wake: Condvar,
     pub alarm_wake: Condvar,
-    /// Wakes the wake thread where it waits for Redis.
-    pub wake_bell: Bell,
+    /// Wakes the wake thread where it waits for Redis, as long as there is that thread.
+    pub wake_bell: Mutex<Option<Arc<Bell>>>,
     pub slot_wakes: [Condvar; slots::MOST],
     warned: Mutex<HashSet<String>>,
 }
@@ -240,7 +240,7 @@ impl Shared {
             claims_wake: Condvar::new(),
             control_wake: Condvar::new(),
             alarm_wake: Condvar::new(),
-            wake_bell: Bell::new()?,
+            wake_bell: Mutex::default(),
             slot_wakes: Default::default(),
             warned: Mutex::default(),
             settings,
@@ -433,12 +433,19 @@ impl Shared {
         }
     }
 
+    /// The wake thread is to look up.
+    pub fn ring_wake_bell(&self) {
+        if let Some(bell) = &*lock(&self.wake_bell) {
+            bell.ring();
+        }
+    }
+
     /// Wakes every thread that waits for the engine, to see that it ends.
     pub fn wake_all(&self, state: &mut State) {
         self.claims_wake.notify_all();
         self.control_wake.notify_all();
         self.alarm_wake.notify_all();
-        self.wake_bell.ring();
+        self.ring_wake_bell();
         self.slot_wakes.iter().for_each(Condvar::notify_all);
         state.wake_beat_waiters();
         for parker in state.registry.waiters().into_iter().chain(state.ended.drain(..)) {

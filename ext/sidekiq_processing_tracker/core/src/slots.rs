@@ -64,7 +64,12 @@ impl Slots {
     /// Makes slots for the queues of this crew, as long as there may be more.
     pub fn add(&mut self, number: usize, crew: &Crew, dice: &mut fastrand::Rng) {
         // What one process has no claim for, another of many has.
-        for queue in crew.plan.likeliest(MOST / 2, dice) {
+        let mut queues = crew.plan.likeliest(MOST / 2, dice);
+        if let [queue] = &queues[..] {
+            // While one claim is made anew, the next job may come.
+            queues.push(queue.clone());
+        }
+        for queue in queues {
             if self.slots.len() < MOST {
                 self.slots.push(Slot {
                     crew: number,
@@ -174,7 +179,7 @@ impl Slots {
             let mut surplus = crew.surplus_claims();
             let mine = self.slots.iter_mut().rev().filter(|slot| slot.crew == number);
             for slot in mine.filter(|slot| slot.outstanding.is_some() && !slot.ignored) {
-                // Those of the least likely queues first.
+                // Those of the likeliest queues last.
                 if surplus > 0 || slot.unwanted {
                     slot.unwanted = true;
                     surplus = surplus.saturating_sub(1);

@@ -6,9 +6,10 @@
 use crate::claims;
 use crate::control::Attempts;
 use crate::error::{Error, Result};
+use crate::parker::lock;
 use crate::server::{self, Opened};
 use crate::shared::{Phase, Shared};
-use crate::wire::Line;
+use crate::wire::{Bell, Line};
 use redis::Value;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,8 +23,18 @@ const A_WHILE: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(shared: Arc<Shared>) {
     let mut attempts = Attempts::default();
+    let bell = match Bell::new() {
+        Ok(bell) => Arc::new(bell),
+        Err(error) => {
+            return shared.warn_once(
+                "wake",
+                format!("Redis is asked for new jobs from time to time: {error}"),
+            )
+        }
+    };
+    *lock(&shared.wake_bell) = Some(bell.clone());
     while wait_for_need(&shared, &attempts) {
-        let outcome = listen(&shared, &mut attempts);
+        let outcome = listen(&shared, &bell, &mut attempts);
         let mut state = shared.state();
         state.told = None;
         shared.nudge(&mut state);
@@ -40,6 +51,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
             }
         }
     }
+    *lock(&shared.wake_bell) = None;
 }
 
 /// Waits until somebody takes jobs and Redis may be tried. Answers whether the thread is to go on.
@@ -66,7 +78,7 @@ fn wait_for_need(shared: &Shared, attempts: &Attempts) -> bool {
     }
 }
 
-fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
+fn listen(shared: &Shared, bell: &Bell, attempts: &mut Attempts) -> Result<()> {
     let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
     let target = &shared.settings.redis;
     let Opened { mut line, visit } = server::open(target, timeout, true).map_err(|error| error.at(target))?;
@@ -89,7 +101,7 @@ fn listen(shared: &Shared, attempts: &mut Attempts) -> Result<()> {
             let subscribed = wire.ask(&redis::cmd("SUBSCRIBE").arg(CHANNEL).get_packed_command())?;
             subscribed.extract_error()?;
             attempts.succeeded();
-            attend(shared, visit, id, || wire.hear(&shared.wake_bell, A_WHILE))
+            attend(shared, visit, id, || wire.hear(bell, A_WHILE))
         }
     }
 }

@@ -224,7 +224,10 @@ fn an_engine_that_ends_takes_its_claims_with_it() {
     thread.until_it_reads();
     tracker.stop();
     assert_eq!(thread.woken(), Woken::Done);
-    until_blocked(&server, 0);
+    eventually(SOON, "all connections are closed", || {
+        let clients: String = redis::cmd("CLIENT").arg("LIST").query(&mut server.connect()).unwrap();
+        clients.lines().count() == 1
+    });
     push(&server, "work", &[job("j")]);
     assert_eq!(queue(&server, "work"), [job("j")]);
     assert_eq!(in_flight(&server), NOTHING);

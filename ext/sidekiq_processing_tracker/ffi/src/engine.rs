@@ -309,7 +309,7 @@ impl Engine {
                     Next::Event(event) => return Ok(events::to_hash(ruby, event)?.into_value_with(ruby)),
                     Next::Closed => return Ok(ruby.to_symbol("stopped").into_value_with(ruby)),
                     Next::Wait(parker) => {
-                        if !gvl::wait_in(ruby, &parker, Some(deadline), gvl::LONG_SLICE)? {
+                        if !gvl::wait_in(ruby, &parker, Some(deadline), gvl::longest_slice(ruby)?)? {
                             return Ok(ruby.qnil().into_value_with(ruby));
                         }
                     }

@@ -1,6 +1,6 @@
 //! Waiting without the GVL, so that other Ruby threads run meanwhile. The calls into Ruby that need care with threads are here.
 
-use magnus::{Error, Ruby};
+use magnus::{value::ReprValue, Error, Ruby, Value};
 use processing_tracker_core::parker::{Parker, Woken};
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -13,6 +13,16 @@ const SLICE: Duration = Duration::from_millis(250);
 /// The same for a wait that is none of the main thread's, in a process whose main thread waits in Ruby's own ways (as
 /// Sidekiq's does) and so gets the signals.
 pub const LONG_SLICE: Duration = Duration::from_secs(5);
+
+/// How long a wait of this thread may go without such a look, where the main thread may wait natively too: it looks after signals itself.
+///
+/// # Errors
+/// None that Ruby is known to raise.
+pub fn longest_slice(ruby: &Ruby) -> Result<Duration, Error> {
+    let main: Value = ruby.class_thread().funcall("main", ())?;
+    let is_main = main.equal(ruby.thread_current())?;
+    Ok(if is_main { SLICE } else { LONG_SLICE })
+}
 
 struct Wait<'a> {
     parker: &'a Parker,

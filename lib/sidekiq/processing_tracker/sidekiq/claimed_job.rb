@@ -13,6 +13,21 @@ module Sidekiq
       # How long to wait for Redis to take jobs back, when Sidekiq ends. Milliseconds.
       REQUEUE_TIMEOUT = 2_000
 
+      # What the jobs of one fetcher have in common.
+      class Origin
+        # @return [Native::Engine] the engine that claims them
+        attr_reader :engine
+        # @return [Sidekiq::Capsule, Sidekiq::Config, Module] what Sidekiq's own fetch gives its units
+        attr_reader :config
+
+        # @param engine [Native::Engine]
+        # @param config [Object]
+        def initialize(engine, config)
+          @engine = engine
+          @config = config
+        end
+      end
+
       class << self
         # Puts jobs back into their queues, each once: not one that is done, nor one that others have by now.
         #
@@ -28,12 +43,6 @@ module Sidekiq
           Log.failure("requeue #{jobs.size} jobs", error)
         end
       end
-
-      # @!attribute [r] engine
-      #   @return [Native::Engine] the engine that has claimed it
-      # @!attribute [r] config
-      #   @return [Sidekiq::Capsule, Sidekiq::Config, Module] what Sidekiq's own fetch gives its units
-      Origin = Struct.new(:engine, :config)
 
       # What the engine has answered: the handle, the queue, the payload.
       #

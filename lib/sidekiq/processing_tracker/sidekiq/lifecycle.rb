@@ -124,6 +124,8 @@ module Sidekiq
       # run (with Redis away it does so before it has told them to end), and the engine stays as long as they do.
       def stop
         stopped = false
+        # Sidekiq 6.5 tells its threads to end without this.
+        quiet
         super.tap { stopped = true }
       ensure
         if stopped || !Lifecycle.busy?(self)

@@ -12,11 +12,13 @@ module Sidekiq
     # @api private
     class UnitOfWork
       PLACE = :sidekiq_processing_tracker_unit
+
       # Where the unit that a thread works on is kept.
-      #
-      # @!attribute [rw] unit
-      #   @return [UnitOfWork, ClaimedJob, nil]
-      Place = Struct.new(:unit)
+      class Place
+        # @return [UnitOfWork, ClaimedJob, nil]
+        attr_accessor :unit
+      end
+
       # One for all units: it is held for a few microseconds, and no call under it waits for anything.
       LOCK = Mutex.new
       # How long to wait for Redis to have a job's record before the job runs all the same. Milliseconds.
