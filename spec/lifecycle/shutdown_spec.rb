@@ -73,9 +73,11 @@ RSpec.describe "a worker that is told to end" do
       expect(Queues.journal(redis)).to be_empty
     end
 
-    it "leaves when it is idle" do
+    it "leaves when it is idle, and no thread of it has to be killed" do
+      # Shorter than the time that a thread waits for a job.
       worker = SidekiqProcess.new(redis, timeout: 3).up
       expect(worker.stop).to be_success
+      expect(worker.log).not_to match(/Terminating/)
       expect_gone(worker)
     end
 

@@ -370,7 +370,7 @@ fn rights(keys: &Keys) -> Vec<Rights> {
         "ZREMRANGEBYRANK",
         "ZREMRANGEBYSCORE",
     ];
-    const DUE: &[&str] = &["ZADD", "ZCARD", "ZRANGEBYSCORE", "ZREM"];
+    const DUE: &[&str] = &["ZADD", "ZRANGEBYSCORE", "ZREM"];
     let ours = (OURS, keys.key("x"), keys.key("*"));
     if keys.has_outbox() {
         return vec![ours, (OUTBOX, keys.key("x"), keys.key("*"))];

@@ -417,8 +417,19 @@ mod tests {
     }
 
     #[test]
+    fn a_single_queue_has_two_claims_where_there_are_threads_enough() {
+        for (threads, most) in [(1, 1), (5, 1), (6, 2), (25, 2)] {
+            let crew = crew(&["a"], threads);
+            let mut slots = Slots::default();
+            slots.add(0, &crew, &mut fastrand::Rng::with_seed(1));
+            assert_eq!(slots.count(), 2);
+            assert_eq!(slots.post(&[crew], Instant::now()).len(), most, "{threads} threads");
+        }
+    }
+
+    #[test]
     fn one_that_has_failed_rests() {
-        let crew = crew(&["a"], 5);
+        let crew = crew(&["a"], 6);
         let mut slots = connected(&crew);
         let crews = [crew];
         let now = Instant::now();
@@ -443,7 +454,7 @@ mod tests {
         };
         let token = |index: u64| Token::read(format!("3-{index} 1700000000000 a").into_bytes()).unwrap();
         assert!(slots.may_hold(&token(index)));
-        assert!(!slots.may_hold(&token(index + 1)));
+        assert!(!slots.may_hold(&token(index + 2)));
         assert!(!slots.may_hold(&token(1)));
     }
 }

@@ -144,6 +144,38 @@ fn what_is_not_pushed_goes_back_with_its_score() {
 }
 
 #[test]
+fn a_late_copy_of_a_claim_takes_nothing_also_after_polls_that_found_nothing() {
+    let server = RedisServer::start();
+    let tracker = Tracker::registered(settings(&server.socket_path(), "me"));
+    let due_key = keys().due(&tracker.identity());
+    let claim = |number: u64| -> String {
+        let answer: Vec<redis::Value> = lua::CLAIM_DUE
+            .key(keys().inflight(&tracker.identity()))
+            .key(&due_key)
+            .key("schedule")
+            .arg(number)
+            .arg(NOW)
+            .arg(10)
+            .arg("schedule")
+            .invoke(&mut server.connect())
+            .unwrap();
+        redis::from_redis_value(answer[0].clone()).unwrap()
+    };
+    let noted = || -> Option<u64> { server.connect().hget(&due_key, "call").unwrap() };
+    // Each is answered, so there is no copy of it, and it leaves nothing behind.
+    assert_eq!((claim(1), claim(1)), ("idle".into(), "idle".into()));
+    assert_eq!(noted(), None);
+    // The first has had no answer, and may still arrive.
+    assert_eq!((claim(2), noted()), ("ok".into(), Some(2)));
+    schedule(&server, "schedule", &jobs(1), 1.0);
+    assert_eq!((claim(1), claim(2)), ("stale".into(), "stale".into()));
+    assert_eq!(scheduled(&server, "schedule").len(), 1);
+    assert_eq!((claim(3), noted()), ("ok".into(), Some(3)));
+    assert_eq!((claim(4), noted()), ("idle".into(), Some(3)));
+    assert_eq!(scheduled(&server, "schedule"), []);
+}
+
+#[test]
 fn a_payload_that_is_large_comes_alone() {
     let server = RedisServer::start();
     let tracker = Tracker::registered(settings(&server.socket_path(), "me"));

@@ -538,7 +538,7 @@ fn recovery_under_random_cuts_loses_and_doubles_nothing_and_keeps_the_order() {
     eprintln!("FAULT_SEED={seed}");
     let server = RedisServer::start();
     let plan = OnRecovery(Faults {
-        refuse: 0.05,
+        refuse: 0.1,
         cut_request: 0.15,
         cut_reply: 0.15,
         delay: 0.05,
