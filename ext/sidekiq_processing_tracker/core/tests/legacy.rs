@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use processing_tracker_core::decision::{End, Reason};
-use processing_tracker_core::events::{Event, Events, Next, Settled};
+use processing_tracker_core::events::{Event, Settled};
 use processing_tracker_core::legacy::{self, Search};
 use processing_tracker_core::recovery::{Progress, Reaper, Recovery, Report};
 use redis::Commands;
@@ -269,7 +269,7 @@ fn the_dead_set_keeps_to_its_limits_and_a_job_may_forbid_it() {
     assert_eq!((recovered.dead, recovered.discarded), (1, 1));
     assert_eq!((stat(&server, "dead"), stat(&server, "discarded")), (1, 1));
     assert_eq!(server.connect().zcard::<_, u64>("dead").unwrap(), 2);
-    let text = told(&recovered.events).join("\n");
+    let text = warnings(&recovered.events).join("\n");
     assert!(text.contains("entries lost: 1"), "{text}");
     assert_eq!(left_of_1_0(&server), BTreeSet::new());
     assert_at_rest(&server);
@@ -286,7 +286,7 @@ fn what_has_expired_is_told_and_its_member_removed() {
     assert_eq!(queue(&server, "work"), [in_queue("there", "work")]);
     assert_eq!(left_of_1_0(&server), BTreeSet::new());
     assert_eq!(stat(&server, "expired"), 1);
-    let text = told(&recovered.events).join("\n");
+    let text = warnings(&recovered.events).join("\n");
     assert!(
         text.contains("without a payload") && text.contains("\"expired\"") && text.contains("1.0 old"),
         "{text}"
@@ -295,14 +295,6 @@ fn what_has_expired_is_told_and_its_member_removed() {
 }
 
 /// The warnings that a console gets.
-fn told(events: &Events) -> Vec<String> {
-    let mut told = Vec::new();
-    while let Next::Event(event) = events.next() {
-        told.push(event);
-    }
-    warnings(&told)
-}
-
 #[test]
 fn what_is_not_of_1_0s_type_is_told_and_stops_nothing() {
     let server = RedisServer::start();
@@ -324,7 +316,7 @@ fn what_is_not_of_1_0s_type_is_told_and_stops_nothing() {
     let recovered = recover_all(&settings(&server.socket_path(), "console")).unwrap();
     assert_eq!((recovered.requeued, recovered.stuck), (1, 3));
     assert_eq!(queue(&server, "work"), [in_queue("good", "work")]);
-    let text = told(&recovered.events).join("\n");
+    let text = warnings(&recovered.events).join("\n");
     for part in [
         "jobs:no set",
         "instance:no beat",
@@ -403,7 +395,7 @@ fn unique_locks_are_settled_as_for_every_orphan() {
 
     let recovered = recover_all(&settings(&server.socket_path(), "console")).unwrap();
     assert_eq!((recovered.requeued, recovered.superseded, recovered.stuck), (3, 1, 0));
-    let text = told(&recovered.events).join("\n");
+    let text = warnings(&recovered.events).join("\n");
     assert!(text.contains("unique locks of theirs are as they were"), "{text}");
     let jids: BTreeSet<String> = queue(&server, "work")
         .iter()
@@ -736,6 +728,6 @@ fn a_server_that_forbids_the_search_is_no_outage() {
     eventually(SOON, "the job is back", || tracker.count(is_recovered) == 1);
     // Nor does it keep a console from its work.
     let recovered = recover_all(&settings(&server.socket_path(), "console")).unwrap();
-    assert!(told(&recovered.events).join("\n").contains("Cannot look for"));
+    assert!(warnings(&recovered.events).join("\n").contains("Cannot look for"));
     assert!(tracker.leave(SOON));
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use processing_tracker_core::events::{Event, Next};
+use processing_tracker_core::events::Event;
 use processing_tracker_core::identity;
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::registry::Requeueing;
@@ -76,14 +76,6 @@ fn recovered_jids(told: &[Event]) -> Vec<String> {
         _ => None,
     };
     told.iter().filter_map(jid).collect()
-}
-
-fn told_by(recovered: &tracker::Recovered) -> Vec<Event> {
-    let mut told = Vec::new();
-    while let Next::Event(event) = recovered.events.next() {
-        told.push(event);
-    }
-    told
 }
 
 fn overwrite(server: &RedisServer, key: &str) {
@@ -453,7 +445,7 @@ fn an_overwritten_journal_is_warned_of_once_and_costs_no_job() {
         }
         let recovered = recover_all(&settings(&server.socket_path(), "console")).unwrap();
         assert_eq!((recovered.requeued, recovered.stuck), (4, 0));
-        let told = told_by(&recovered);
+        let told = recovered.events;
         assert_eq!(told.iter().filter(|event| is_warning_of(&key)(event)).count(), 1);
         assert_eq!(told.iter().filter(|event| is_recovered(event)).count(), 4);
         let () = server.connect().del(&key).unwrap();
@@ -485,7 +477,7 @@ fn reenqueue_orphans_counts_what_is_stuck_once_however_often_it_looks() {
     let recovered = recover_all(&settings(&proxy.socket_path(), "console")).unwrap();
     assert!(held.load(SeqCst) >= 2, "{held:?}");
     assert_eq!((recovered.requeued, recovered.stuck), (1, 4));
-    let told = told_by(&recovered);
+    let told = recovered.events;
     assert_eq!(recovered_jids(&told), ["late"]);
     assert_eq!(told.iter().filter(|event| is_warning_of(&odd)(event)).count(), 1);
     assert_eq!(told.len(), 2, "{told:?}");
@@ -502,7 +494,7 @@ fn reenqueue_orphans_counts_right_when_connections_break() {
         let recovered = recover_all(&settings(&proxy.socket_path(), "console")).unwrap();
         assert!(lost.load(SeqCst) >= 2, "{lost:?}");
         assert_eq!((recovered.requeued, recovered.stuck), (452, 0));
-        let told = told_by(&recovered);
+        let told = recovered.events;
         assert_eq!((told.len(), recovered_jids(&told).len()), (452, 452));
         assert_eq!((queue(&server, "one"), queue(&server, "two")), (one, two));
         assert_eq!(journal(&server).len(), 452);
@@ -538,7 +530,7 @@ fn reenqueue_orphans_bears_an_overwritten_hash_that_somebody_else_holds() {
     let recovered = recover_all(&settings(&proxy.socket_path(), "console")).unwrap();
     assert_eq!(recovered.requeued, 1);
     assert_eq!(queue(&server, "late"), [job("late")]);
-    let told = told_by(&recovered);
+    let told = recovered.events;
     assert_eq!(told.iter().filter(|event| is_warning_of(&broken)(event)).count(), 1);
 }
 

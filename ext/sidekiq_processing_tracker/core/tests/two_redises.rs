@@ -7,7 +7,7 @@
 mod support;
 
 use processing_tracker_core::decision::End;
-use processing_tracker_core::events::{Event, Next};
+use processing_tracker_core::events::Event;
 use processing_tracker_core::settings::Settings;
 use redis::Commands;
 use support::process::{Instance, Options};
@@ -162,11 +162,7 @@ fn what_dies_and_what_is_suspected_go_where_they_should() {
     dead(&servers, "work", &[job("pill")]);
     let recovered = recover_all(&forbid).unwrap();
     assert_eq!(recovered.dead, 1);
-    let told: Vec<Event> = std::iter::from_fn(|| match recovered.events.next() {
-        Next::Event(event) => Some(event),
-        _ => None,
-    })
-    .collect();
+    let told = &recovered.events;
     let is_trimmed = |event: &Event| matches!(event, Event::Warning(text) if text.contains("entries lost: 1"));
     assert_eq!(told.iter().filter(|event| is_trimmed(event)).count(), 1, "{told:?}");
     let dead: Vec<String> = servers.1.connect().zrange("dead", 0, -1).unwrap();

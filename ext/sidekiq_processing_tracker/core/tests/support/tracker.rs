@@ -291,7 +291,7 @@ pub fn assert_at_rest(server: &RedisServer) {
 #[derive(Debug, Default)]
 pub struct Recovered {
     counts: orphans::Recovered,
-    pub events: Events,
+    pub events: Vec<Event>,
 }
 
 impl Deref for Recovered {
@@ -305,8 +305,27 @@ impl Deref for Recovered {
 /// `reenqueue_orphans`, with all that it told.
 pub fn recover(settings: &Settings, cancel: &Parker) -> Result<Recovered> {
     let events = Events::default();
-    let counts = orphans::reenqueue_orphans(settings, cancel, &events)?;
-    Ok(Recovered { counts, events })
+    std::thread::scope(|scope| {
+        // It waits for a reader that is far behind.
+        let reader = scope.spawn(|| {
+            let mut told = Vec::new();
+            loop {
+                match events.next() {
+                    Next::Event(event) => told.push(event),
+                    Next::Wait(parker) => {
+                        parker.wait(None);
+                    }
+                    Next::Closed => return told,
+                }
+            }
+        });
+        let counts = orphans::reenqueue_orphans(settings, cancel, &events);
+        let events = reader.join().unwrap();
+        Ok(Recovered {
+            counts: counts?,
+            events,
+        })
+    })
 }
 
 /// `reenqueue_orphans`, which a test must not wait for for ever.
