@@ -31,7 +31,7 @@ pub enum Woken {
 /// Something to be waited for at a socket, which a thread that waits anyway does for another. Who has it sees to it that it ends with
 /// `give_back`, or by itself.
 pub(crate) trait Errand: Send {
-    /// Waits until there may be something to do, the bell rings, or the deadline passes.
+    /// Waits until there may be something to do, the bell rings, or the deadline passes. Answers whether it was the first.
     fn wait(&self, deadline: Instant) -> bool;
     /// What wakes a thread out of `wait`.
     fn bell(&self) -> Arc<Bell>;
