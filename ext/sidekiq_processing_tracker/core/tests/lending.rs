@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use processing_tracker_core::link::Link;
 use processing_tracker_core::parker::{Parker, Woken};
+use processing_tracker_core::Error;
 use support::crews::{blocked, crew, push, until_blocked, waits, QUICK};
 use support::lua;
 use support::proxy::{Action, At, End, Proxy, Request};
 use support::redis_server::RedisServer;
-use support::tracker::{assert_at_rest, blocking, in_flight, job, queue, settings, Tracker, SOON};
+use support::tracker::{assert_at_rest, blocking, in_flight, job, queue, settings, target, Tracker, SOON};
 use support::wait::{eventually, eventually_some};
 
 const NOTHING: [Vec<u8>; 0] = [];
@@ -232,4 +234,23 @@ fn an_engine_that_ends_takes_its_claims_with_it() {
     push(&server, "work", &[job("j")]);
     assert_eq!(queue(&server, "work"), [job("j")]);
     assert_eq!(in_flight(&server), NOTHING);
+}
+
+#[test]
+fn a_connection_with_a_socket_of_its_own_logs_in_as_others_do() {
+    let server = RedisServer::start();
+    let target = target(&server.socket_path());
+    assert!(Link::bare(target.clone(), SOON).connect().is_ok());
+    let (mut stranger, mut lost) = (target.clone(), target);
+    stranger.username = Some("nobody".into());
+    stranger.password = "not-the-password".into();
+    lost.db = 99_999;
+    for (target, word) in [(stranger, "username or password"), (lost, "out of range")] {
+        let errors =
+            [Link::bare(target.clone(), SOON), Link::new(target, SOON)].map(|mut link| link.connect().unwrap_err());
+        for error in errors {
+            assert!(matches!(&error, Error::Refused(text) if text.contains(word)), "{error}");
+            assert!(!error.to_string().contains("not-the-password"));
+        }
+    }
 }
