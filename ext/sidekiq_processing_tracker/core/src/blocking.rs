@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::parker::{Errand, Parker};
 use crate::registry::Calls;
-use crate::scripts::{self, Block, Blocked, Fenced};
+use crate::scripts::{self, Blocked, Fenced, Hand, Took};
 use crate::server;
-use crate::shared::{Phase, Shared};
+use crate::shared::{Phase, Shared, State};
 use crate::slots::{Client, Order};
 use crate::wire::{Alarm, Bell, Wire};
 use redis::Value;
 use std::os::fd::AsFd;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long one claim waits in Redis. The next begins at once; only where a connection is dead without a sign does it matter.
@@ -37,16 +37,17 @@ pub(crate) fn run(shared: &Arc<Shared>, slot: usize) {
         link: Link::bare(shared.settings.redis.clone(), timeout),
         connection: 0,
         attempts: Attempts::default(),
+        identity: String::new(),
         signals: None,
     };
     while let Some((order, identity)) = thread.next_order() {
-        let claims = matches!(order, Order::Claim { .. });
         let outcome = match order {
-            Order::Connect => thread.connect(&identity),
-            Order::Claim { queue, index } => thread.claim(&identity, queue, index),
+            Order::Connect => thread.connect(identity),
+            Order::Take(hand, index) => thread.take(&hand, Some(index)),
+            Order::Claim(hand, index) => thread.claim(&hand, index),
         };
         if let Err(error) = outcome {
-            thread.fail(&error, claims);
+            thread.fail(&error);
         }
     }
 }
@@ -57,12 +58,14 @@ struct Thread<'a> {
     link: Link,
     /// The connection that `slots` knows.
     connection: u64,
+    /// Whose hand it has.
+    identity: String,
     attempts: Attempts,
     /// Wakes a thread that waits for replies in our stead, and wakes us when it is back.
     signals: Option<(Arc<Bell>, Arc<Alarm>)>,
 }
 
-/// A thread of Ruby's that has nothing to do waits for the replies to a claim: then it need not be woken by another.
+/// A thread of Ruby's that has nothing to do waits for the reply to a claim: then it need not be woken by another.
 struct Watch {
     shared: Arc<Shared>,
     slot: usize,
@@ -71,9 +74,7 @@ struct Watch {
     alarm: Arc<Alarm>,
     /// Until it is over.
     wire: Option<Wire>,
-    /// The reply to the first of the two commands, when it is there.
-    waited: Option<Value>,
-    /// When both should be there.
+    /// When the reply should be there.
     deadline: Instant,
 }
 
@@ -84,9 +85,8 @@ pub(crate) struct Returned {
 }
 
 enum News {
-    /// Nothing, or the first reply of two.
-    Part(Option<Value>),
-    Replies([Value; 2]),
+    Nothing,
+    Reply(Value),
     /// A job, and it is taken care of.
     Job,
     Failure(Error),
@@ -104,34 +104,28 @@ impl Errand for Watch {
     }
 
     fn go_on(mut self: Box<Self>, parker: &Parker) -> Option<Box<dyn Errand>> {
-        let replies = loop {
-            match self.wire.as_mut()?.try_receive() {
-                Ok(None) if Instant::now() < self.deadline => return Some(self),
-                Ok(None) => return self.end(News::Failure(late())),
-                Err(error) => return self.end(News::Failure(error.into())),
-                Ok(Some(reply)) => match self.waited.take() {
-                    None => self.waited = Some(reply),
-                    Some(waited) => break [waited, reply],
-                },
-            }
+        let reply = match self.wire.as_mut()?.try_receive() {
+            Ok(None) if Instant::now() < self.deadline => return Some(self),
+            Ok(None) => return self.end(News::Failure(late())),
+            Err(error) => return self.end(News::Failure(error.into())),
+            Ok(Some(reply)) => reply,
         };
-        if !scripts::brings(&replies) {
-            return self.end(News::Replies(replies));
-        }
-        match scripts::judge(replies) {
-            Ok(blocked) => {
-                let calls = settle(&self.shared, self.slot, &self.identity, blocked, Some(parker));
+        let payload = match reply {
+            Value::BulkString(payload) => payload,
+            reply => return self.end(News::Reply(reply)),
+        };
+        match bring(&self.shared, self.slot, &self.identity, payload, Some(parker)) {
+            Ok(calls) => {
                 self.end(News::Job);
                 calls.ring();
                 None
             }
-            Err(error) => self.end(News::Failure(error)),
+            Err(payload) => self.end(News::Reply(Value::BulkString(payload))),
         }
     }
 
     fn give_back(mut self: Box<Self>) {
-        let waited = self.waited.take();
-        self.end(News::Part(waited));
+        self.end(News::Nothing);
     }
 }
 
@@ -163,26 +157,40 @@ fn late() -> Error {
     Error::Connection("a claim had no answer in time".into())
 }
 
-/// Takes care of what a claim has brought. `reader`: the parker of the thread that has read it, which takes a job if it can.
-fn settle(shared: &Shared, slot: usize, identity: &str, blocked: Fenced<Blocked>, reader: Option<&Parker>) -> Calls {
-    let mut state = shared.state();
-    let is_lost = blocked == Fenced::Lost;
-    let brought = match blocked {
-        Fenced::Alive(blocked) if state.is(identity) => Some(blocked),
-        // What it may have brought, others recover.
-        Fenced::Alive(_) | Fenced::Lost => None,
-    };
-    let goes_on = state.registered && state.phase == Phase::Running && !is_lost;
-    let calls = state.registry.brought(slot, brought, goes_on, reader, Instant::now());
+/// A claim has brought a job: that is this process's now, unless the claim was made for a lease that it has lost. `reader`: the parker
+/// of the thread that has read of it, which takes it if it can.
+fn bring(
+    shared: &Shared,
+    slot: usize,
+    identity: &str,
+    payload: Vec<u8>,
+    reader: Option<&Parker>,
+) -> std::result::Result<Calls, Vec<u8>> {
+    let state = shared.state();
+    if state.is(identity) {
+        Ok(answer(shared, state, slot, Some(payload), reader))
+    } else {
+        Err(payload)
+    }
+}
+
+/// The claim of a slot is answered.
+fn answer(
+    shared: &Shared,
+    mut state: MutexGuard<'_, State>,
+    slot: usize,
+    brought: Option<Vec<u8>>,
+    reader: Option<&Parker>,
+) -> Calls {
+    let goes_on = state.registered && state.phase == Phase::Running;
+    let calls = state
+        .registry
+        .claim_answered(slot, brought, goes_on, reader, Instant::now());
     // Also where the slot makes no claim again though its crew waits: then its queue is to be looked at.
     let is_left = !state.registry.slots.is_outstanding_at(slot) && state.registry.idle_crews().next().is_some();
     let is_urgent = state.registry.is_urgent() || state.registry.has_unwanted_claims();
     if is_left || is_urgent || state.phase == Phase::Leaving {
         shared.nudge(&mut state);
-    }
-    drop(state);
-    if is_lost {
-        shared.lose(identity);
     }
     calls
 }
@@ -196,12 +204,13 @@ impl Thread<'_> {
                 return None;
             }
             let claimed = state.registry.slots.is_outstanding_at(self.slot);
-            if let Some(order) = state.registry.slot_order(self.slot) {
-                return Some((order, state.identity.clone()));
-            }
-            if claimed {
+            let order = state.registry.slot_order(self.slot);
+            if claimed && !matches!(order, Some(Order::Claim(..))) {
                 // It was taken back before it was sent: its thread is free for a turn.
                 self.shared.nudge(&mut state);
+            }
+            if let Some(order) = order {
+                return Some((order, state.identity.clone()));
             }
             state = match self.shared.slot_wakes.get(self.slot) {
                 Some(wake) => wake.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -210,89 +219,168 @@ impl Thread<'_> {
         }
     }
 
-    /// Sees to it that there is a connection, and that others know it.
-    fn connect(&mut self, identity: &str) -> Result<()> {
+    /// Sees to it that there is a connection with a hand of this identity's, and that others know it.
+    fn connect(&mut self, identity: String) -> Result<()> {
         if self.signals.is_none() {
             self.signals = Some((Arc::new(Bell::new()?), Arc::new(Alarm::new()?)));
         }
         self.link.connect()?;
-        if self.link.generation() == self.connection {
+        let Some((hand, old)) = self.shared.state().registry.slots.renew(self.slot) else {
             return Ok(());
+        };
+        self.identity = identity;
+        let opened = scripts::open(&mut self.link, &self.shared.keys, &self.identity, &hand, &old)?;
+        let mut state = self.shared.state();
+        match opened {
+            Fenced::Alive(tokens) if state.is(&self.identity) => {
+                state.registry.closed(self.slot, tokens, Instant::now());
+                self.shared.nudge(&mut state);
+                drop(state);
+            }
+            Fenced::Alive(_) | Fenced::Lost => {
+                drop(state);
+                self.shared.lose(&self.identity);
+                return Err(Error::Connection("the lease is lost".into()));
+            }
         }
-        let (queue, index) = self.shared.state().registry.slots.past(self.slot).unwrap_or_default();
-        let before = self.block(queue, index);
-        let id = scripts::prepare_to_block(&mut self.link, &self.shared.keys, identity, &before)?;
+        let id = scripts::prepare_to_block(&mut self.link, &self.shared.keys, &self.identity, &hand)?;
         self.link.wait_longer(PATIENCE)?;
         let Some(visit) = self.link.visit() else {
             return Err(Error::Connection("the connection is gone".into()));
         };
         self.connection = self.link.generation();
         let mut state = self.shared.state();
-        state.registry.slots.connected(self.slot, Client { id, visit });
-        self.shared.nudge(&mut state);
+        if state.is(&self.identity) {
+            state.registry.slots.connected(self.slot, Client { id, visit });
+            self.shared.nudge(&mut state);
+        } else {
+            state.registry.slots.failed(self.slot, None);
+        }
         Ok(())
     }
 
-    fn block(&self, queue: Arc<[u8]>, index: u64) -> Block {
-        Block {
-            queue,
-            slot: self.slot,
-            index,
-            patience: PATIENCE,
+    /// The connection may be another by now, which has no hand yet.
+    fn is_connected(&mut self) -> Result<()> {
+        self.link.connect()?;
+        if self.link.generation() == self.connection {
+            Ok(())
+        } else {
+            Err(Error::Connection("the connection was another".into()))
         }
     }
 
-    fn claim(&mut self, identity: &str, queue: Arc<[u8]>, index: u64) -> Result<()> {
-        self.connect(identity)?;
-        let block = self.block(queue, index);
-        let claim = scripts::begin_to_block(&mut self.link, &self.shared.keys, identity, &block)?;
-        let Some(replies) = self.wait_for_replies(identity)? else {
-            self.attempts.succeeded();
-            return Ok(());
-        };
-        let blocked = scripts::end_block(&mut self.link, &claim, replies)?;
+    /// Records what is in the hand.
+    fn take(&mut self, hand: &Hand, index: Option<u64>) -> Result<()> {
+        self.is_connected()?;
+        let took = scripts::take(&mut self.link, &self.shared.keys, &self.identity, hand, index)?;
+        self.took(took)?;
         self.attempts.succeeded();
-        if let Fenced::Alive(Blocked::Refused(error)) = blocked {
-            self.rest(&error);
-            return Ok(());
-        }
-        settle(self.shared, self.slot, identity, blocked, None).ring();
         Ok(())
     }
 
-    /// `None`: they have been read, and taken care of.
-    fn wait_for_replies(&mut self, identity: &str) -> Result<Option<[Value; 2]>> {
+    fn took(&self, took: Fenced<Took>) -> Result<()> {
+        let mut state = self.shared.state();
+        if took == Fenced::Lost || !state.is(&self.identity) {
+            // What it was others recover, or it is in its queue again.
+            state.registry.slots.took(self.slot);
+        }
+        match took {
+            Fenced::Alive(_) if !state.is(&self.identity) => Ok(()),
+            Fenced::Alive(Took::Recorded(recorded)) => {
+                state.registry.took(self.slot, Some(recorded), Instant::now());
+                if !state.registry.is_idle() || state.phase == Phase::Leaving {
+                    self.shared.nudge(&mut state);
+                }
+                Ok(())
+            }
+            Fenced::Alive(Took::Nothing) => {
+                state.registry.took(self.slot, None, Instant::now());
+                Ok(())
+            }
+            Fenced::Alive(Took::Closed) => {
+                state.registry.took(self.slot, None, Instant::now());
+                Err(Error::Connection("its claims are closed".into()))
+            }
+            Fenced::Lost => {
+                drop(state);
+                self.shared.lose(&self.identity);
+                Err(Error::Connection("the lease is lost".into()))
+            }
+        }
+    }
+
+    fn claim(&mut self, hand: &Hand, index: Option<u64>) -> Result<()> {
+        self.is_connected()?;
+        let keys = &self.shared.keys;
+        scripts::begin_to_block(&mut self.link, keys, &self.identity, hand, index, PATIENCE)?;
+        let took = scripts::took(self.link.receive()?)?;
+        self.took(took)?;
+        if let Some(reply) = self.wait_for_reply()? {
+            self.answered(hand, scripts::blocked(reply)?)?;
+        }
+        self.attempts.succeeded();
+        Ok(())
+    }
+
+    fn answered(&mut self, hand: &Hand, blocked: Blocked) -> Result<()> {
+        match blocked {
+            Blocked::Nothing => answer(self.shared, self.shared.state(), self.slot, None, None).ring(),
+            Blocked::Brought(payload) => {
+                match bring(self.shared, self.slot, &self.identity, payload, None) {
+                    Ok(calls) => calls.ring(),
+                    Err(_) => {
+                        self.shared.state().registry.slots.answered(self.slot);
+                        // Where nobody has taken the lease, nobody will recover it.
+                        return self.take(hand, None);
+                    }
+                }
+            }
+            Blocked::Refused(error) => {
+                // Where the lease is lost, the hand is closed.
+                self.take(hand, None)?;
+                self.rest(&error);
+            }
+        }
+        Ok(())
+    }
+
+    /// `None`: it has been read, and taken care of.
+    fn wait_for_reply(&mut self) -> Result<Option<Value>> {
         let (Some((bell, alarm)), Some(mut wire)) = (self.signals.clone(), self.link.lend()) else {
-            return Ok(Some([self.link.receive()?, self.link.receive()?]));
+            return Ok(Some(self.link.receive()?));
         };
         let deadline = wire.deadline();
-        let mut waited = None;
+        // It may have come together with the one before.
+        let mut reply = wire.try_receive()?;
         let mut pause = SHORT_LOOK;
         loop {
+            if reply.is_some() {
+                self.link.take_back(wire);
+                return Ok(reply);
+            }
             let watch = Watch {
                 shared: self.shared.clone(),
                 slot: self.slot,
-                identity: identity.to_owned(),
+                identity: self.identity.clone(),
                 bell: bell.clone(),
                 alarm: alarm.clone(),
                 wire: Some(wire),
-                waited,
                 deadline,
             };
             let (was_lent, news);
             (was_lent, wire, news) = self.lend(watch, &alarm);
-            waited = match news {
-                News::Part(waited) => waited,
-                News::Replies(replies) => {
-                    self.link.take_back(wire);
-                    return Ok(Some(replies));
+            match news {
+                News::Nothing => {}
+                News::Reply(read) => {
+                    reply = Some(read);
+                    continue;
                 }
                 News::Job => {
                     self.link.take_back(wire);
                     return Ok(None);
                 }
                 News::Failure(error) => return Err(error),
-            };
+            }
             if matches!(self.shared.state().phase, Phase::Left | Phase::Stopped) {
                 return Err(Error::Connection("the engine has ended".into()));
             }
@@ -301,22 +389,15 @@ impl Thread<'_> {
                 pause = SHORT_LOOK;
                 continue;
             }
-            let until = deadline.min(Instant::now() + pause);
+            reply = wire.receive_until(deadline.min(Instant::now() + pause))?;
             pause = LONG_LOOK.min(pause * 2);
-            while let Some(reply) = wire.receive_until(until)? {
-                if let Some(waited) = waited {
-                    self.link.take_back(wire);
-                    return Ok(Some([waited, reply]));
-                }
-                waited = Some(reply);
-            }
-            if deadline <= Instant::now() {
+            if reply.is_none() && deadline <= Instant::now() {
                 return Err(late());
             }
         }
     }
 
-    /// Has a thread that waits for a job of this crew wait for the replies, if there is one. Returns when that is over, and whether there
+    /// Has a thread that waits for a job of this crew wait for the reply, if there is one. Returns when that is over, and whether there
     /// was.
     fn lend(&self, watch: Watch, alarm: &Alarm) -> (bool, Wire, News) {
         let refused = self.shared.state().registry.lend(self.slot, Box::new(watch));
@@ -334,15 +415,11 @@ impl Thread<'_> {
     }
 
     /// The connection cannot be used, or a claim had no answer.
-    fn fail(&mut self, error: &Error, claims: bool) {
+    fn fail(&mut self, error: &Error) {
         self.link.discard();
         let mut state = self.shared.state();
         self.attempts.failed(state.pace);
         state.registry.slot_failed(self.slot, self.attempts.at);
-        if claims {
-            // It may have claimed something all the same, or may yet.
-            state.sweeps.ask();
-        }
         self.shared.nudge(&mut state);
         drop(state);
         match error {

@@ -47,6 +47,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
         settle: Attempts::default(),
         watch: Watch::default(),
         withdrawal: None,
+        leaving_since: None,
         refused: Vec::new(),
     });
     loop {
@@ -128,6 +129,8 @@ pub(crate) struct Claims {
     watch: Watch,
     /// When claims were first found to be unwanted, and when to ask Redis again to end them.
     withdrawal: Option<(Instant, Instant)>,
+    /// When there was first nothing left to do but to leave.
+    leaving_since: Option<Instant>,
     /// Queues that nothing could be taken from, and since when. They are not looked at, since they are never empty.
     refused: Vec<(Vec<u8>, Instant)>,
 }
@@ -252,6 +255,12 @@ impl Claims {
             return Ok(Task::Sweep(identity));
         }
         let leaving = state.phase == Phase::Leaving;
+        for slot in state.registry.slots.owing(now) {
+            self.wake_slot(slot);
+        }
+        if let Some(at) = state.registry.slots.posts_at(now) {
+            wait = wait.min(at.saturating_duration_since(now));
+        }
         match self.withdraw(state, now) {
             Some(Ok(task)) => return Ok(task),
             Some(Err(pause)) => wait = wait.min(pause),
@@ -268,12 +277,8 @@ impl Claims {
                 return Ok(Task::Turn(identity, state.registry.turn()));
             }
             wait = wait.min(company);
-        } else if leaving && self.withdrawal.is_some_and(|(since, _)| now < since + WITHDRAWN_WITHIN) {
-            // What they bring may go back yet.
-            let over = self.withdrawal.map_or(wait, |(since, _)| {
-                (since + WITHDRAWN_WITHIN).saturating_duration_since(now)
-            });
-            return Err(wait.min(over).max(LINGER));
+        } else if leaving && self.awaits_claims(state, now) {
+            return Err(wait.min(WITHDRAWN_WITHIN).max(LINGER));
         } else if leaving && self.swept_last {
             // Drawn up under the lock that says there is nothing else: what comes later comes too late for the process.
             self.last_call = Some(state.registry.last_call());
@@ -282,12 +287,7 @@ impl Claims {
             return Ok(Task::Sweep(identity));
         } else {
             for slot in state.registry.post_claims(now) {
-                if let Some(wake) = self.shared.slot_wakes.get(slot) {
-                    wake.notify_one();
-                }
-            }
-            if let Some(at) = state.registry.slots.posts_at(now) {
-                wait = wait.min(at.saturating_duration_since(now));
+                self.wake_slot(slot);
             }
             match self.next_look(state, now) {
                 Some(Ok(task)) => return Ok(task),
@@ -296,6 +296,20 @@ impl Claims {
             }
         }
         Err(wait)
+    }
+
+    /// Whether a clean exit waits for claims: what they bring may go back yet, and what they have brought gets its token.
+    fn awaits_claims(&mut self, state: &State, now: Instant) -> bool {
+        let since = *self.leaving_since.get_or_insert(now);
+        let awaits = |since: Instant| now < since + WITHDRAWN_WITHIN;
+        let is_withdrawing = self.withdrawal.is_some_and(|(since, _)| awaits(since));
+        is_withdrawing || state.registry.slots.have_brought() && awaits(since)
+    }
+
+    fn wake_slot(&self, slot: usize) {
+        if let Some(wake) = self.shared.slot_wakes.get(slot) {
+            wake.notify_one();
+        }
     }
 
     /// Has Redis end the claims that wait there and are not wanted any more, if there are any.
@@ -524,7 +538,6 @@ impl Claims {
     fn sweep(&mut self, identity: &str) -> crate::Result<()> {
         self.shared.state().sweeps.made();
         let fields = scripts::fields(&mut self.link, &self.shared.keys, identity);
-        let fields = fields.and_then(|fields| self.gather(identity).map(|()| fields));
         let fields = fields.inspect_err(|_| self.shared.state().sweeps.failed())?;
         self.swept = (self.link.generation(), Instant::now());
         match fields {
@@ -536,28 +549,6 @@ impl Claims {
                     state.registry.sweep(fields);
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// What somebody has laid aside and not taken goes back to its queue.
-    fn gather(&mut self, identity: &str) -> crate::Result<()> {
-        let queues: BTreeSet<Arc<[u8]>> = {
-            let state = self.shared.state();
-            let crews = state.registry.crews().iter();
-            crews.flat_map(|crew| crew.plan.queues().cloned()).collect()
-        };
-        let queues: Vec<_> = queues.into_iter().collect();
-        // Also where this process has no such claims: another may have had them.
-        if self.shared.keys.has_outbox() {
-            return Ok(());
-        }
-        match scripts::gather(&mut self.link, &self.shared.keys, identity, &queues) {
-            Ok(0) => {}
-            Ok(_) => self.shared.state().registry.hope(),
-            // What lies aside is for others to find.
-            Err(Error::Refused(_)) => {}
-            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -626,8 +617,11 @@ impl Claims {
             return Ok(());
         };
         failpoint::reach("before_leave");
-        let indexes = shared.state().indexes.clone();
-        let left = scripts::leave(&mut self.link, &shared.keys, identity, &indexes, acks, held)?;
+        let (indexes, may_claim) = {
+            let state = shared.state();
+            (state.indexes.clone(), state.registry.slots.may_claim())
+        };
+        let left = scripts::leave(&mut self.link, &shared.keys, identity, &indexes, acks, held, may_claim)?;
         failpoint::reach("after_leave");
         if let Fenced::Alive(jobs @ 1..) = left {
             shared.events.push(crate::events::Event::Warning(format!(

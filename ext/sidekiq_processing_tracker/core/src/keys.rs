@@ -89,11 +89,6 @@ impl Keys {
         }
     }
 
-    /// Where a blocking claim lays a job of this queue for the moment until it is recorded.
-    pub(crate) fn aside(&self, name: &[u8]) -> Vec<u8> {
-        [self.key("aside:").as_bytes(), name].concat()
-    }
-
     /// Sidekiq's set of queue names.
     pub(crate) fn queues(&self) -> Vec<u8> {
         self.sidekiqs(QUEUES.as_bytes())
@@ -152,6 +147,24 @@ impl Keys {
     #[must_use]
     pub fn inflight_of(&self, identity: &[u8]) -> Vec<u8> {
         [self.inflight("").as_bytes(), identity].concat()
+    }
+
+    /// The numbers of an instance's hands (docs/protocol.md, "Blocking claims"), and the queue of each.
+    #[must_use]
+    pub fn hands(&self, identity: &str) -> String {
+        namespaced(&self.namespace, &format!("hands:{identity}"))
+    }
+
+    /// The same, of an identity as it stands in Redis.
+    #[must_use]
+    pub fn hands_of(&self, identity: &[u8]) -> Vec<u8> {
+        [self.hands("").as_bytes(), identity].concat()
+    }
+
+    /// What a blocking claim has brought and what is not recorded yet, in the hand with this number.
+    #[must_use]
+    pub fn hand(&self, identity: &str, number: u64) -> String {
+        format!("{}:{number}", self.hands(identity))
     }
 
     /// The list with the payload of the job with this number (`Token::order`), where it has one of its own.

@@ -8,7 +8,7 @@ use crate::events::LostJob;
 use crate::parker::{Errand, Parker};
 use crate::payload;
 use crate::recovery::Dropped;
-use crate::scripts::{Blocked, Done, Requeue, Turn};
+use crate::scripts::{Done, Recorded, Requeue, Turn};
 use crate::slots::{Client, Order, Slots};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -43,6 +43,8 @@ enum Record {
     Waiting,
     /// In the outstanding turn.
     Sent,
+    /// There, in a hand. Its token is on its way.
+    InHand,
     /// There.
     Kept(Token),
     /// It was there when this process lost its lease: now it is somebody else's.
@@ -236,12 +238,12 @@ impl Registry {
         self.slots.count_for(&mut self.crews);
     }
 
-    /// The claim of a slot is answered; with `None` by a Redis that knows of no lease. `goes_on`: it may make another one at once.
-    /// `reader`: the parker of a thread that has read the answer itself. It is told of a job, if there is one, and need not be rung.
-    pub fn brought(
+    /// The claim of a slot is answered, perhaps with a job. `goes_on`: it may make another one at once. `reader`: the parker of a thread
+    /// that has read the answer itself. It is told of a job, if there is one, and need not be rung.
+    pub fn claim_answered(
         &mut self,
         slot: usize,
-        blocked: Option<Blocked>,
+        brought: Option<Vec<u8>>,
         goes_on: bool,
         reader: Option<&Parker>,
         now: Instant,
@@ -250,35 +252,79 @@ impl Registry {
         let Some(number) = self.slots.answered(slot) else {
             return calls;
         };
-        match blocked {
-            Some(Blocked::Brought(brought)) => {
-                self.counted = brought.counted;
-                self.largest = self.largest.max(brought.payload.len());
-                let handle = self.insert(brought.token, brought.payload);
-                match self.crews.get_mut(number) {
-                    Some(crew) if !crew.is_quiet() => {
-                        crew.add(handle);
-                        crew.dry &= !brought.more;
-                        if !reader.is_some_and(|reader| crew.tell(reader)) {
-                            calls.0.extend(crew.call());
-                        }
-                        crew.weigh(now);
-                    }
-                    _ => self.put_ready_back(vec![handle]),
-                }
-            }
-            Some(Blocked::Missed) => {
-                if let Some(crew) = self.crews.get_mut(number) {
-                    crew.dry = false;
-                }
-            }
-            Some(Blocked::Nothing | Blocked::Refused(_)) | None => {}
+        if let Some(payload) = brought {
+            self.brought(slot, number, payload, reader, now, &mut calls);
         }
         if goes_on && self.largest <= SMALL {
             self.slots.claim_again(slot, &self.crews);
         }
         self.slots.count_for(&mut self.crews);
         calls
+    }
+
+    fn brought(
+        &mut self,
+        slot: usize,
+        number: usize,
+        payload: Vec<u8>,
+        reader: Option<&Parker>,
+        now: Instant,
+        calls: &mut Calls,
+    ) {
+        self.largest = self.largest.max(payload.len());
+        let queue = self.slots.queue_of(slot).map(|queue| queue.to_vec()).unwrap_or_default();
+        let handle = self.insert(queue, payload, Record::InHand);
+        let has_others = self.slots.brought(slot, handle);
+        match self.crews.get_mut(number) {
+            Some(crew) if !crew.is_quiet() => {
+                crew.add(handle);
+                // Where two come at once there are mostly more.
+                crew.dry &= !has_others;
+                if !reader.is_some_and(|reader| crew.tell(reader)) {
+                    calls.0.extend(crew.call());
+                }
+                crew.weigh(now);
+            }
+            _ => self.put_ready_back(vec![handle]),
+        }
+    }
+
+    /// What a slot had in its hand is recorded; or it is not there any more.
+    pub fn took(&mut self, slot: usize, recorded: Option<Recorded>, now: Instant) {
+        let Some(handle) = self.slots.took(slot) else { return };
+        let Some(recorded) = recorded else {
+            self.vanished(handle);
+            return;
+        };
+        self.counted = recorded.counted;
+        if let Some(crew) = self.slots.crew_of(slot).and_then(|crew| self.crews.get_mut(crew)) {
+            crew.dry &= !recorded.more;
+        }
+        self.recorded(handle, recorded.token, now);
+    }
+
+    /// A slot has closed its old hands, and this is what it had there.
+    pub fn closed(&mut self, slot: usize, tokens: Vec<Option<Token>>, now: Instant) {
+        for (handle, token) in self.slots.closed(slot, tokens) {
+            match token {
+                Some(token) => self.recorded(handle, token, now),
+                None => self.vanished(handle),
+            }
+        }
+    }
+
+    /// What a claim has brought is not in its hand any more: Redis has lost that, and with it the claim. So the job lies in its queue
+    /// again, for others.
+    fn vanished(&mut self, handle: Handle) {
+        let Some(job) = self.jobs.get_mut(&handle) else { return };
+        if let Fate::Running = job.fate {
+            job.record = Record::Lost;
+            return;
+        }
+        if let Fate::Requeued(parker) = &job.fate {
+            parker.unpark();
+        }
+        self.jobs.remove(&handle);
     }
 
     /// Has a thread that waits for a job of this slot's crew do this meanwhile. Answers it where none has the time.
@@ -310,12 +356,12 @@ impl Registry {
     }
 
     /// A claimed job.
-    fn insert(&mut self, token: Token, payload: Vec<u8>) -> Handle {
+    fn insert(&mut self, queue: Vec<u8>, payload: Vec<u8>, record: Record) -> Handle {
         self.next += 1;
         let job = Job {
-            queue: token.queue().to_vec(),
+            queue,
             payload: payload.into(),
-            record: Record::Kept(token),
+            record,
             fate: Fate::Running,
             waiter: None,
             claimed: true,
@@ -397,12 +443,13 @@ impl Registry {
     fn put_ready_back(&mut self, mut handles: Vec<Handle>) {
         handles.sort_unstable_by_key(|handle| std::cmp::Reverse(*handle));
         for handle in handles {
-            if let Some(Job {
-                record: Record::Kept(token),
-                ..
-            }) = self.jobs.remove(&handle)
-            {
-                self.requeues.push((Requeue::Recorded(token), None));
+            match self.jobs.get_mut(&handle) {
+                Some(job) if job.record == Record::InHand => job.end(Fate::PutBack),
+                _ => {
+                    if let Some(Record::Kept(token)) = self.jobs.remove(&handle).map(|job| job.record) {
+                        self.requeues.push((Requeue::Recorded(token), None));
+                    }
+                }
             }
         }
     }
@@ -483,7 +530,7 @@ impl Registry {
         match self.jobs.get(&handle).map(|job| &job.record) {
             Some(Record::Waiting | Record::Sent) => Standing::Awaited,
             Some(Record::Lost) => Standing::Lost,
-            Some(Record::Kept(_)) | None => Standing::Kept,
+            Some(Record::Kept(_) | Record::InHand) | None => Standing::Kept,
         }
     }
 
@@ -498,7 +545,7 @@ impl Registry {
     pub fn ack(&mut self, handle: Handle, now: Instant) {
         let Some(job) = self.jobs.get_mut(&handle) else { return };
         match &job.record {
-            Record::Sent => job.end(Fate::Acked),
+            Record::Sent | Record::InHand => job.end(Fate::Acked),
             Record::Kept(token) => {
                 let token = token.clone();
                 self.jobs
@@ -524,7 +571,7 @@ impl Registry {
     pub fn release(&mut self, handle: Handle, now: Instant) {
         let Some(job) = self.jobs.get_mut(&handle) else { return };
         match &job.record {
-            Record::Sent => job.end(Fate::Released),
+            Record::Sent | Record::InHand => job.end(Fate::Released),
             Record::Waiting => self.put_back(handle),
             Record::Kept(token) => {
                 let token = token.clone();
@@ -562,7 +609,7 @@ impl Registry {
                 self.waiting.remove(&handle);
                 Requeueing::Unrecorded
             }
-            Record::Sent => {
+            Record::Sent | Record::InHand => {
                 let parker = match &job.fate {
                     Fate::Requeued(parker) => parker.clone(),
                     _ => Parker::new(),
@@ -606,7 +653,7 @@ impl Registry {
         let Some(job) = self.jobs.get_mut(&handle) else { return };
         match &job.record {
             Record::Waiting => self.put_back(handle),
-            Record::Sent => job.fate = Fate::PutBack,
+            Record::Sent | Record::InHand => job.fate = Fate::PutBack,
             Record::Kept(_) | Record::Lost => {}
         }
     }
@@ -726,7 +773,7 @@ impl Registry {
             let place = usize::try_from(token.index())
                 .ok()
                 .and_then(|index| index.checked_sub(records + 1));
-            let handle = self.insert(token, payload);
+            let handle = self.insert(token.queue().to_vec(), payload, Record::Kept(token));
             match place.and_then(|place| claims.get(place)) {
                 Some(number) if !self.crews[*number].is_quiet() => {
                     missing[*number] = missing[*number].saturating_sub(1);
@@ -841,7 +888,7 @@ impl Registry {
         self.oldest_ack = None;
         self.counters.clear();
         self.dropped.clear();
-        self.slots.withdraw();
+        self.slots.lose();
         for handle in self.crews.iter_mut().flat_map(Crew::clear).collect::<Vec<_>>() {
             self.jobs.remove(&handle);
         }
@@ -866,9 +913,12 @@ impl Registry {
         kept.append(&mut self.requeues);
         self.requeues = kept;
         self.marks = self.marked.iter().cloned().collect();
+        let is_over = |job: &Job| job.record == Record::InHand && !matches!(job.fate, Fate::Running);
+        let over: Vec<Handle> = self.jobs.iter().filter(|(_, job)| is_over(job)).map(|(handle, _)| *handle).collect();
+        over.into_iter().for_each(|handle| self.vanished(handle));
         let mut lost = Vec::new();
         for job in self.jobs.values_mut() {
-            if matches!(job.record, Record::Kept(_)) {
+            if matches!(job.record, Record::Kept(_) | Record::InHand) {
                 job.record = Record::Lost;
                 lost.push(LostJob {
                     queue: job.queue.clone(),

@@ -64,10 +64,9 @@ script!(REGISTER, "clock", "index", "register");
 script!(ENLIST, "lease", "index", "enlist");
 script!(BEAT, "lease", "clock", "beat");
 script!(TURN, "lease", "payloads", "requeue", "turn");
-script!(TAKE, "lease", "aside", "take");
-script!(GATHER, "aside", "gather");
-script!(SPEND, "lease", "spend");
-script!(REAP, "clock", "reap");
+script!(TAKE, "lease", "hands", "take");
+script!(OPEN, "lease", "hands", "open");
+script!(REAP, "clock", "hands", "reap");
 script!(PEEK, "payloads", "peek");
 script!(
     RECOVER,
@@ -80,7 +79,7 @@ script!(
     "recover"
 );
 script!(CLEAR_LOCK, "unique_locks", "clear_lock");
-script!(LEAVE, "lease", "payloads", "requeue", "leave");
+script!(LEAVE, "lease", "payloads", "requeue", "hands", "leave");
 script!(SURVEY, "survey");
 script!(RIGHTS, "rights");
 script!(pub(crate) OUTBOX_LOOK, "outbox_look");
@@ -96,8 +95,7 @@ pub fn prepare() {
         &BEAT,
         &TURN,
         &TAKE,
-        &GATHER,
-        &SPEND,
+        &OPEN,
         &REAP,
         &PEEK,
         &RECOVER,
@@ -201,8 +199,8 @@ pub fn beat(
     Ok(Fenced::Alive(Beat { pace, hosted, seen }))
 }
 
-/// Leaves for good: acks, puts `requeues` back, gives up the lease, and leaves the indexes in which it stands. Answers how
-/// many jobs stay for the next reaper.
+/// Leaves for good: acks, puts `requeues` back and what it has not heard of, gives up the lease, and leaves the indexes in which it
+/// stands. `may_claim`: a blocking claim may still come, and must take nothing. Answers how many jobs stay for the next reaper.
 ///
 /// # Errors
 /// As for `register`.
@@ -213,6 +211,7 @@ pub fn leave(
     indexes: &[Vec<u8>],
     acks: &[Token],
     requeues: &[Token],
+    may_claim: bool,
 ) -> Result<Fenced<u64>> {
     let mut call = Call::new([
         keys.instances().into_bytes(),
@@ -220,11 +219,14 @@ pub fn leave(
         keys.info(identity).into_bytes(),
         keys.queues(),
         keys.due(identity).into_bytes(),
+        keys.hands(identity).into_bytes(),
     ]);
     for index in indexes {
         call.also(index.clone());
     }
-    call.arg(identity).arg(keys.queue(b""));
+    call.arg(identity)
+        .arg(keys.queue(b""))
+        .arg(if may_claim { "1" } else { "" });
     call.count(indexes.len()).count(acks.len());
     for token in acks {
         call.arg(token.as_bytes());

@@ -3,6 +3,8 @@
 
 use crate::crew::Crew;
 use crate::entry::Token;
+use crate::registry::Handle;
+use crate::scripts::Hand;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,13 +20,10 @@ const FIRST_INDEX: u64 = 1 << 32;
 pub enum Order {
     /// Connect.
     Connect,
-    /// Claim a job of this queue. `index` is for its token.
-    Claim {
-        /// The queue's name.
-        queue: Arc<[u8]>,
-        /// See `scripts::block`.
-        index: u64,
-    },
+    /// Record what was brought into this hand, under this index.
+    Take(Hand, u64),
+    /// The same, if anything was, and claim the next job.
+    Claim(Hand, Option<u64>),
 }
 
 /// A connection, as long as there is one.
@@ -36,6 +35,14 @@ pub struct Client {
     pub visit: u64,
 }
 
+/// A job that is in a hand, and not recorded yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Brought {
+    /// For its token.
+    index: u64,
+    handle: Handle,
+}
+
 #[derive(Debug)]
 struct Slot {
     crew: usize,
@@ -43,21 +50,76 @@ struct Slot {
     /// It is to connect.
     called: bool,
     client: Option<Client>,
-    /// The index of the claim that is outstanding.
-    outstanding: Option<u64>,
+    /// The hand of its connection, of the last one where there is none.
+    hand: Option<u64>,
+    /// Claims have been made into it.
+    used: bool,
+    brought: Option<Brought>,
+    /// Hands that were used on connections before, and are not closed yet.
+    old: Vec<(u64, Option<Brought>)>,
+    /// A claim is outstanding.
+    outstanding: bool,
     /// That claim is not wanted any more.
     unwanted: bool,
     /// Nor is it waited for: its connection leads elsewhere, or nowhere. It ends by itself.
     ignored: bool,
+    /// The lease that its hand belongs to is lost.
+    lost: bool,
     /// It has failed, and makes no claim before.
     rests_until: Option<Instant>,
+}
+
+impl Slot {
+    fn new(crew: usize, queue: Arc<[u8]>) -> Self {
+        Self {
+            crew,
+            queue,
+            called: false,
+            client: None,
+            hand: None,
+            used: false,
+            brought: None,
+            old: Vec::new(),
+            outstanding: false,
+            unwanted: false,
+            ignored: false,
+            lost: false,
+            rests_until: None,
+        }
+    }
+
+    /// No claim is outstanding any more.
+    fn end(&mut self) {
+        (self.outstanding, self.unwanted, self.ignored) = (false, false, false);
+        self.part();
+    }
+
+    /// With a lease that is lost goes its hand, when nothing is left to do for it. Its connection gets another one.
+    fn part(&mut self) {
+        if self.lost && !self.outstanding && self.brought.is_none() {
+            (self.lost, self.hand, self.used, self.client) = (false, None, false, None);
+        }
+    }
+
+    /// The jobs that are in its hands.
+    fn all_brought(&self) -> impl Iterator<Item = Brought> + '_ {
+        let old = self.old.iter().filter_map(|(_, brought)| *brought);
+        self.brought.into_iter().chain(old)
+    }
+
+    /// Whether it has a hand without a connection: something may be in it that nobody has heard of.
+    fn owes(&self) -> bool {
+        self.client.is_none() && (self.used || !self.old.is_empty())
+    }
 }
 
 /// The slots of all crews.
 #[derive(Debug, Default)]
 pub struct Slots {
     slots: Vec<Slot>,
-    claims: u64,
+    /// How many jobs have been brought, and how many hands there have been.
+    brought: u64,
+    hands: u64,
 }
 
 impl Slots {
@@ -71,16 +133,7 @@ impl Slots {
         }
         for queue in queues {
             if self.slots.len() < MOST {
-                self.slots.push(Slot {
-                    crew: number,
-                    queue,
-                    called: false,
-                    client: None,
-                    outstanding: None,
-                    unwanted: false,
-                    ignored: false,
-                    rests_until: None,
-                });
+                self.slots.push(Slot::new(number, queue));
             }
         }
     }
@@ -90,7 +143,7 @@ impl Slots {
     }
 
     fn outstanding_of(&self, crew: usize) -> usize {
-        let counts = |slot: &&Slot| slot.outstanding.is_some() && !slot.ignored;
+        let counts = |slot: &&Slot| slot.outstanding && !slot.ignored;
         self.of(crew).filter(counts).count()
     }
 
@@ -115,11 +168,6 @@ impl Slots {
             .count()
     }
 
-    fn claim(&mut self, slot: usize) {
-        self.claims += 1;
-        self.slots[slot].outstanding = Some(FIRST_INDEX + self.claims);
-    }
-
     /// Makes the claims that should be made. Answers the slots that have something to do now.
     pub fn post(&mut self, crews: &[Crew], now: Instant) -> Vec<usize> {
         let mut busy = Vec::new();
@@ -129,18 +177,31 @@ impl Slots {
             for at in 0..self.slots.len() {
                 let slot = &mut self.slots[at];
                 let rests = slot.rests_until.is_some_and(|until| now < until);
-                if slot.crew != number || slot.outstanding.is_some() || rests || left == 0 {
+                if slot.crew != number || slot.outstanding || rests || left == 0 {
                     continue;
                 }
                 if slot.client.is_some() {
                     left -= 1;
-                    self.claim(at);
+                    slot.outstanding = true;
                     busy.push(at);
                 } else if to_connect > 0 && !std::mem::replace(&mut slot.called, true) {
                     left -= 1;
                     to_connect -= 1;
                     busy.push(at);
                 }
+            }
+        }
+        busy
+    }
+
+    /// Calls the slots that are to connect though nobody waits for their jobs: what is in their hands is to be recorded, or to go back.
+    /// Answers them.
+    pub fn owing(&mut self, now: Instant) -> Vec<usize> {
+        let mut busy = Vec::new();
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            let rests = slot.rests_until.is_some_and(|until| now < until);
+            if slot.owes() && !rests && !std::mem::replace(&mut slot.called, true) {
+                busy.push(at);
             }
         }
         busy
@@ -159,7 +220,7 @@ impl Slots {
     pub fn covers(&self, crew: usize, queue: &[u8], is_current: impl Fn(u64) -> bool) -> bool {
         self.of(crew).any(|slot| {
             *slot.queue == *queue
-                && slot.outstanding.is_some()
+                && slot.outstanding
                 && !slot.unwanted
                 && !slot.ignored
                 && slot.client.is_some_and(|client| is_current(client.visit))
@@ -178,7 +239,7 @@ impl Slots {
         for (number, crew) in crews.iter().enumerate() {
             let mut surplus = crew.surplus_claims();
             let mine = self.slots.iter_mut().rev().filter(|slot| slot.crew == number);
-            for slot in mine.filter(|slot| slot.outstanding.is_some() && !slot.ignored) {
+            for slot in mine.filter(|slot| slot.outstanding && !slot.ignored) {
                 // Those of the likeliest queues last.
                 if surplus > 0 || slot.unwanted {
                     slot.unwanted = true;
@@ -193,40 +254,77 @@ impl Slots {
     /// Waits no more for the claims on these connections.
     pub fn ignore(&mut self, which: impl Fn(Client) -> bool) {
         for slot in &mut self.slots {
-            slot.ignored |= slot.outstanding.is_some() && slot.client.is_some_and(&which);
+            slot.ignored |= slot.outstanding && slot.client.is_some_and(&which);
         }
     }
 
     /// None of the claims is wanted any more.
     pub fn withdraw(&mut self) {
         for slot in &mut self.slots {
-            slot.unwanted = slot.outstanding.is_some();
+            slot.unwanted = slot.outstanding;
+        }
+    }
+
+    /// The lease is lost, and all hands with it.
+    pub fn lose(&mut self) {
+        self.withdraw();
+        for slot in &mut self.slots {
+            slot.lost = true;
+            slot.old.clear();
+            slot.part();
         }
     }
 
     /// What a slot is to do now.
     pub fn order(&mut self, slot: usize) -> Option<Order> {
         let slot = self.slots.get_mut(slot)?;
-        if std::mem::take(&mut slot.unwanted) {
+        if slot.unwanted {
             // Not sent yet.
-            slot.outstanding = None;
+            slot.end();
         }
-        match (slot.outstanding, slot.called) {
-            (Some(index), _) => Some(Order::Claim {
-                queue: slot.queue.clone(),
-                index,
-            }),
-            (None, true) => Some(Order::Connect),
-            (None, false) => None,
+        let hand = slot.client.and(slot.hand).map(|number| Hand {
+            number,
+            queue: slot.queue.clone(),
+        });
+        let index = slot.brought.map(|brought| brought.index);
+        match (hand, index) {
+            (Some(hand), _) if slot.outstanding => {
+                slot.used = true;
+                Some(Order::Claim(hand, index))
+            }
+            (Some(hand), Some(index)) => Some(Order::Take(hand, index)),
+            _ => slot.called.then_some(Order::Connect),
         }
     }
 
-    /// The queue of a slot, and an index than which none of its claims so far has a greater one, and all later ones have.
-    #[must_use]
-    pub fn past(&self, slot: usize) -> Option<(Arc<[u8]>, u64)> {
-        let slot = self.slots.get(slot)?;
-        let last = slot.outstanding.map_or(FIRST_INDEX + self.claims, |index| index - 1);
-        Some((slot.queue.clone(), last))
+    /// A slot has a new connection. Answers the hand that is to be opened for it, and those that are to be closed (`scripts::open`).
+    pub fn renew(&mut self, slot: usize) -> Option<(Hand, Vec<(u64, Option<u64>)>)> {
+        let slot = self.slots.get_mut(slot)?;
+        if slot.used {
+            slot.old.extend(slot.hand.take().map(|hand| (hand, slot.brought)));
+        }
+        let number = *slot.hand.get_or_insert_with(|| {
+            self.hands += 1;
+            self.hands
+        });
+        (slot.used, slot.brought) = (false, None);
+        let hand = Hand {
+            number,
+            queue: slot.queue.clone(),
+        };
+        let old = slot.old.iter();
+        let old = old.map(|(number, brought)| (*number, brought.map(|brought| brought.index)));
+        Some((hand, old.collect()))
+    }
+
+    /// A slot has closed its old hands. Answers the jobs that it had there, with their tokens.
+    pub fn closed<T>(&mut self, slot: usize, tokens: Vec<Option<T>>) -> Vec<(Handle, Option<T>)> {
+        let old = self.slots.get_mut(slot).map(|slot| std::mem::take(&mut slot.old));
+        let handles = old.into_iter().flatten().map(|(_, brought)| brought);
+        let pairs = handles.zip(tokens);
+        pairs
+            .filter_map(|(brought, token)| Some((brought?.handle, token)))
+            .collect()
     }
 
     /// A slot has a connection.
@@ -243,8 +341,10 @@ impl Slots {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.called = false;
             slot.client = None;
-            slot.outstanding = None;
-            (slot.unwanted, slot.ignored) = (false, false);
+            if slot.lost {
+                slot.brought = None;
+            }
+            slot.end();
             slot.rests_until = rests_until;
         }
     }
@@ -252,8 +352,7 @@ impl Slots {
     /// A slot has a connection, but Redis refuses its claims.
     pub fn rests(&mut self, slot: usize, until: Instant) {
         if let Some(slot) = self.slots.get_mut(slot) {
-            slot.outstanding = None;
-            (slot.unwanted, slot.ignored) = (false, false);
+            slot.end();
             slot.rests_until = Some(until);
         }
     }
@@ -261,9 +360,31 @@ impl Slots {
     /// The claim of a slot is answered. Answers its crew.
     pub fn answered(&mut self, slot: usize) -> Option<usize> {
         let slot = self.slots.get_mut(slot)?;
-        slot.outstanding = None;
-        (slot.unwanted, slot.ignored) = (false, false);
+        slot.end();
         Some(slot.crew)
+    }
+
+    /// A claim has brought this job. Answers whether its crew has another that is not recorded yet.
+    pub fn brought(&mut self, slot: usize, handle: Handle) -> bool {
+        let has_others = self
+            .crew_of(slot)
+            .is_some_and(|crew| self.of(crew).any(|slot| slot.brought.is_some()));
+        self.brought += 1;
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.brought = Some(Brought {
+                index: FIRST_INDEX + self.brought,
+                handle,
+            });
+        }
+        has_others
+    }
+
+    /// What a slot had in its hand is recorded, or is gone. Answers the job.
+    pub fn took(&mut self, slot: usize) -> Option<Handle> {
+        let slot = self.slots.get_mut(slot)?;
+        let brought = slot.brought.take();
+        slot.part();
+        brought.map(|brought| brought.handle)
     }
 
     /// A slot whose claim was answered makes the next one at once, if its crew still wants one and the claim before was not
@@ -275,27 +396,48 @@ impl Slots {
         let most = crews.get(number).map_or(0, Self::most_for);
         let again = self.outstanding_of(number) < most;
         if again {
-            self.claim(slot);
+            self.slots[slot].outstanding = true;
         }
         again
     }
 
-    /// Whether a record with this name may be that of a claim whose answer is on its way.
+    /// Whether a record with this name may be that of a job of which this process has no token yet.
     #[must_use]
     pub fn may_hold(&self, token: &Token) -> bool {
-        self.slots.iter().any(|slot| slot.outstanding == Some(token.index()))
+        self.slots
+            .iter()
+            .flat_map(Slot::all_brought)
+            .any(|brought| brought.index == token.index())
+    }
+
+    /// Whether there are such jobs.
+    #[must_use]
+    pub fn have_brought(&self) -> bool {
+        self.slots.iter().any(|slot| slot.all_brought().next().is_some())
+    }
+
+    /// Whether a claim may still come to Redis of which nothing is heard here.
+    #[must_use]
+    pub fn may_claim(&self) -> bool {
+        self.slots.iter().any(|slot| slot.outstanding || slot.owes())
     }
 
     /// Whether a claim of this slot is outstanding.
     #[must_use]
     pub fn is_outstanding_at(&self, slot: usize) -> bool {
-        self.slots.get(slot).is_some_and(|slot| slot.outstanding.is_some())
+        self.slots.get(slot).is_some_and(|slot| slot.outstanding)
     }
 
     /// Whose claims a slot makes.
     #[must_use]
     pub fn crew_of(&self, slot: usize) -> Option<usize> {
         self.slots.get(slot).map(|slot| slot.crew)
+    }
+
+    /// From where its jobs come.
+    #[must_use]
+    pub fn queue_of(&self, slot: usize) -> Option<&[u8]> {
+        self.slots.get(slot).map(|slot| &*slot.queue)
     }
 
     /// How many slots there are.

@@ -1,16 +1,17 @@
 -- leave: a clean exit. Acks, puts back what the instance still holds, gives up the lease and deregisters.
--- KEYS: instances inflight info queues due, the indexes in which it stands, [queue key]...
--- ARGV: identity, what the keys of queues begin with, indexes n, acks n, then n tokens, requeues n, then n times: token, queue key (index in KEYS), queue
+-- KEYS: instances inflight info queues due hands, the indexes in which it stands, [queue key]...
+-- ARGV: identity, what the keys of queues begin with, '1' where a blocking claim may still come (else ''), indexes n, acks n, then n tokens, requeues n, then n times: token, queue key (index in KEYS), queue
 -- Answers: 'lost', or 'left' and how many jobs stay for the next reaper
-local instances, inflight, info, queues, due = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local identity, queue_prefix, indexes = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local position = 3
+local instances, inflight, info, queues, due, hands = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local identity, queue_prefix, indexes = ARGV[1], ARGV[2], tonumber(ARGV[4])
+local position = 4
 local function take()
   position = position + 1
   return ARGV[position]
 end
 
-if not lease_of(inflight) then return {'lost'} end
+local call = lease_of(inflight)
+if not call then return {'lost'} end
 for _ = 1, tonumber(take()) do
   drop(inflight, {take()})
 end
@@ -19,7 +20,8 @@ for _ = 1, tonumber(take()) do
   local token, key, queue = take(), KEYS[tonumber(take())], take()
   give_back(inflight, token, key, queues, queue)
 end
--- Jobs that a claim has brought which waited in Redis (their numbers begin at 2^32), and of which the instance has not heard.
+seize(inflight, hands, call, ARGV[3] == '1')
+-- Jobs that a blocking claim has brought (their numbers begin at 2^32), and of which the instance has not heard.
 for _, token in ipairs(redis.call('HKEYS', inflight)) do
   local index, queue = string.match(token, '^%d+%-(%d+) %d+ (.*)$')
   if index and tonumber(index) >= 4294967296 then give_back(inflight, token, queue_prefix .. queue, queues, queue) end
@@ -32,7 +34,7 @@ if type(scheduled) == 'number' then left = left + scheduled - redis.call('HEXIST
 if left == 0 then
   redis.call('ZREM', instances, identity)
   redis.call('DEL', info, due)
-  for i = 6, 5 + indexes do redis.pcall('HDEL', KEYS[i], identity) end
+  for i = 7, 6 + indexes do redis.pcall('HDEL', KEYS[i], identity) end
 else
   redis.call('ZADD', instances, 0, identity)
 end

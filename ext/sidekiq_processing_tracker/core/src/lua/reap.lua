@@ -1,12 +1,12 @@
 -- reap: takes the lease of an instance whose lease has run out (fences it) and holds it for this reaper.
--- KEYS: clock instances [inflight info due]   ARGV: step ttl identity ('' asks for one that is due) hold lease_end ('' or, with
+-- KEYS: clock instances [inflight info due hands queues]   ARGV: step ttl identity ('' asks for one that is due) hold lease_end ('' or, with
 --       the proof of a death, the lease end read before the proof) by process_ended ('1' where that proof is that its
---       process has ended, else '')
+--       process has ended, else ''), what the keys of queues begin with
 -- Answers: without an identity 'due' and the identity ('' for none); else 'gone', 'runs', 'overwritten' (its hash is
 --       none), or 'reaped', now, when it was fenced, when the last suspect left ('' for never) (all on the lease clock),
 --       two lists, its info and the fields of its in-flight hash, and whether its
 --       scheduler has left anything (1 or 0)
-local clock, instances, inflight, info, due = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local clock, instances, inflight, info, due, hands = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local identity = ARGV[3]
 
 redis.call('HDEL', clock, '-') -- allowed when memory is full, and then so is every write after it
@@ -29,8 +29,14 @@ local held_until = now + math.min(2 * step, tonumber(ARGV[4]))
 if kind ~= 'hash' and kind ~= 'none' then
   -- It must not be named before all others for ever.
   redis.call('ZADD', instances, held_until, identity)
+  local open = redis.pcall('HGETALL', hands)
+  for i = 1, open.err and 0 or #open, 2 do
+    local hand, queue = hands .. ':' .. open[i], open[i + 1]
+    if empty(hand, ARGV[8] .. queue, KEYS[7], queue) then close(hand) end
+  end
   return {'overwritten'}
 end
+seize(inflight, hands, redis.call('HGET', inflight, 'call') or '0', true)
 redis.call('HDEL', inflight, 'call')
 local kind_of_info = redis.call('TYPE', info).ok
 -- Somebody has overwritten it. What it said is gone anyway.

@@ -1,26 +1,28 @@
--- take: the second half of a blocking claim (docs/protocol.md, "Blocking claims"). What BLMOVE has laid aside is in flight from
--- here on, or lies in its queue again.
--- KEYS: inflight info aside queue queues counted   ARGV: slot, index (of the token, greater than that of the claim before in this
---       slot), queue
--- Answers: 'lost'; 'none' (nothing is there, or a later claim of this slot has been made); or 'taken', the token, the payload, how many more jobs the queue has, and whether any job has a
---       counter (1 or 0)
-local inflight, info, aside, queue = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local slot, index, name = 'claim:' .. ARGV[1], ARGV[2], ARGV[3]
+-- take: records what a blocking claim has brought, and goes before the next one: without a lease, or where this hand is a closed
+-- one, it closes the hand, so that the claim behind it takes nothing.
+-- KEYS: inflight hands hand queue queues counted   ARGV: the hand's number, queue, index (of the token; '' where nothing was brought)
+-- Answers: 'lost'; 'closed'; 'none' (nothing was there to record); or 'taken', the token, how many more jobs the queue has, and
+--       whether any job has a counter (1 or 0)
+local inflight, hands, hand, queue = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local number, name, index = ARGV[1], ARGV[2], ARGV[3]
 
 local call = lease_of(inflight)
-local last = call and redis.pcall('HGET', info, slot)
-if not call or type(last) == 'string' and tonumber(last) >= tonumber(index) then
-  -- What has been laid aside for this call, if anything.
-  lay_back(inflight, aside, queue, KEYS[5], name)
-  return {call and 'none' or 'lost'}
+if not call then
+  redis.pcall('HDEL', inflight, '-') -- allowed when memory is full, and then so is every write after it
+  -- Who takes a lease has closed the hands with it. But somebody may just have removed the instance's keys.
+  if empty(hand, queue, KEYS[5], name) then close(hand) end
+  return {'lost'}
 end
--- The oldest that lies there; or that one has been laid back meanwhile.
-local payload = redis.pcall('RPOP', aside)
-if type(payload) ~= 'string' then payload = redis.pcall('RPOP', queue) end
-if type(payload) ~= 'string' then return {'none'} end
-local time = redis.call('TIME')
-local token = call .. '-' .. index .. ' ' .. time[1] .. string.sub('00000' .. time[2], -6, -4) .. ' ' .. name
-redis.call('HSET', inflight, token, payload)
-redis.pcall('HSET', info, slot, index)
+local token = index ~= '' and record(hand, inflight, call, index, name)
+if redis.pcall('HEXISTS', hands, number) ~= 1 then
+  if not token then
+    redis.call('HDEL', inflight, '-')
+    if redis.call('TYPE', hand).ok ~= 'list' then close(hand) end
+    return {'closed'}
+  end
+  -- Somebody has removed the list of hands, since a closed one holds nothing.
+  redis.call('HSET', hands, number, name)
+end
+if not token then return {'none'} end
 local more = redis.pcall('LLEN', queue)
-return {'taken', token, payload, type(more) == 'number' and more or 0, redis.call('EXISTS', KEYS[6])}
+return {'taken', token, type(more) == 'number' and more or 0, redis.call('EXISTS', KEYS[6])}

@@ -1,7 +1,7 @@
 //! The blocking claim: Redis hands a job over in the moment in which it comes (docs/protocol.md, "Blocking claims").
 
-use super::answer::{token_of, Answer};
-use super::{Fenced, GATHER, SPEND, TAKE};
+use super::answer::{bytes, token_of, Answer};
+use super::{Fenced, OPEN, TAKE};
 use crate::entry::Token;
 use crate::error::{Error, Result};
 use crate::keys::Keys;
@@ -10,141 +10,196 @@ use redis::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A job that a blocking claim has brought.
+/// Where a claim moves its job.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Brought {
+pub struct Hand {
+    /// No other hand of this instance has it.
+    pub number: u64,
+    /// The name of the queue from which its jobs come.
+    pub queue: Arc<[u8]>,
+}
+
+/// A job that was brought has a record of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
     /// Its name in the in-flight hash.
     pub token: Token,
-    /// The job.
-    pub payload: Vec<u8>,
     /// Whether its queue has more.
     pub more: bool,
     /// Whether there are jobs that were orphaned before: then an ack clears the job's counter.
     pub counted: bool,
 }
 
+/// What there was to record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Took {
+    /// What was brought.
+    Recorded(Recorded),
+    /// Nothing.
+    Nothing,
+    /// Nor will there be: this hand takes no more.
+    Closed,
+}
+
 /// How a blocking claim ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Blocked {
-    /// A job has come.
-    Brought(Brought),
-    /// One has come, and has gone again.
-    Missed,
+    /// A job has come, and is in the hand.
+    Brought(Vec<u8>),
     /// None has come in time, or somebody has ended the wait.
     Nothing,
-    /// Redis does not wait, for this reason; and there was none to take.
+    /// Redis does not wait, for this reason.
     Refused(Error),
 }
 
-/// A claim that waits in Redis.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Block {
-    /// The name of the queue.
-    pub queue: Arc<[u8]>,
-    /// Which of the places from which an instance makes such claims, one after the other.
-    pub slot: usize,
-    /// Its number: no other claim of this instance has it, and those before it from this slot have lower ones. It stands in the token.
-    pub index: u64,
-    /// How long it waits at most; 0: for ever.
-    pub patience: Duration,
-}
-
-/// Waits in Redis for a job, and claims it. A claim without an answer is never sent again.
+/// Records what the last claim of this hand has brought, if `index` says that it has. The index will stand in the job's token; no other
+/// claim of this instance has it.
 ///
 /// # Errors
 /// As for `register`.
-pub fn block(link: &mut Link, keys: &Keys, identity: &str, block: &Block) -> Result<Fenced<Blocked>> {
-    let claim = begin_to_block(link, keys, identity, block)?;
-    let replies = [link.receive()?, link.receive()?];
-    end_block(link, &claim, replies)
+pub fn take(link: &mut Link, keys: &Keys, identity: &str, hand: &Hand, index: Option<u64>) -> Result<Fenced<Took>> {
+    took(link.run(&TAKE, &call(keys, identity, hand, index))?)
 }
 
-/// The first half of `block`: sends it. Two replies will come.
+fn call(keys: &Keys, identity: &str, hand: &Hand, index: Option<u64>) -> Call {
+    let mut take = Call::new([
+        keys.inflight(identity),
+        keys.hands(identity),
+        keys.hand(identity, hand.number),
+    ]);
+    take.also(keys.queue(&hand.queue)).also(keys.queues());
+    take.also(keys.counted().into_bytes());
+    take.number(hand.number)
+        .arg(&hand.queue[..])
+        .arg(index.map(|index| index.to_string()).unwrap_or_default());
+    take
+}
+
+/// The same, and a claim behind it that waits in Redis for the next job, for so long. Sends it. Two replies will come, for `took` and
+/// `blocked`.
 ///
 /// # Errors
 /// As for `register`.
-pub(crate) fn begin_to_block(link: &mut Link, keys: &Keys, identity: &str, block: &Block) -> Result<Call> {
-    let (aside, queue_key) = (keys.aside(&block.queue), keys.queue(&block.queue));
+pub(crate) fn begin_to_block(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    hand: &Hand,
+    index: Option<u64>,
+    patience: Duration,
+) -> Result<()> {
     let mut commands = redis::pipe();
+    // Not by its hash: where the server did not know it, the claim would go ahead alone.
+    commands.add_command(call(keys, identity, hand, index).command("EVAL", TAKE.source()));
     commands
         .cmd("BLMOVE")
-        .arg(&queue_key[..])
-        .arg(&aside[..])
+        .arg(keys.queue(&hand.queue))
+        .arg(keys.hand(identity, hand.number))
         .arg("RIGHT")
         .arg("LEFT")
-        .arg(block.patience.as_secs_f64());
-    let mut take = Call::new([keys.inflight(identity), keys.info(identity)]);
-    take.also(aside).also(queue_key).also(keys.queues());
-    take.also(keys.counted().into_bytes());
-    take.count(block.slot).number(block.index).arg(&block.queue[..]);
-    commands.add_command(take.command("EVALSHA", TAKE.hash()));
-    link.begin(&commands)?;
-    Ok(take)
+        .arg(patience.as_secs_f64());
+    link.begin(&commands)
 }
 
-/// The second half: what the replies say. `claim`: what `begin_to_block` has answered.
+/// What the reply to `take` says.
 ///
 /// # Errors
 /// As for `register`.
-pub(crate) fn end_block(link: &mut Link, claim: &Call, [waited, took]: [Value; 2]) -> Result<Fenced<Blocked>> {
-    if lacks_script(&took) {
-        let took = link.run(&TAKE, claim)?;
-        return judge([waited, took]);
-    }
-    let judged = judge([waited, took]);
-    if judged.is_err() {
-        link.discard();
-    }
-    judged
-}
-
-/// Whether the server did not know the script (any more), so that the second half is to be done again.
-fn lacks_script(took: &Value) -> bool {
-    matches!(took, Value::ServerError(error) if error.code() == "NOSCRIPT")
-}
-
-/// Whether these replies bring a job.
-pub(crate) fn brings([_, took]: &[Value; 2]) -> bool {
-    let is_taken = |value: &Value| matches!(value, Value::BulkString(text) if text == b"taken");
-    matches!(took, Value::Array(values) if values.first().is_some_and(is_taken))
-}
-
-/// What the replies say, where the server knew the script.
-///
-/// # Errors
-/// As for `register`.
-pub(crate) fn judge([waited, took]: [Value; 2]) -> Result<Fenced<Blocked>> {
-    let mut answer = Answer::to("take", took.extract_error()?)?;
-    match (answer.text()?.as_str(), waited.extract_error()) {
-        ("lost", _) => Ok(Fenced::Lost),
-        // Where Redis refuses to wait it may give all the same.
-        ("taken", _) => Ok(Fenced::Alive(Blocked::Brought(Brought {
+pub(crate) fn took(reply: Value) -> Result<Fenced<Took>> {
+    let mut answer = Answer::to("take", reply.extract_error()?)?;
+    Ok(match answer.text()?.as_str() {
+        "lost" => Fenced::Lost,
+        "taken" => Fenced::Alive(Took::Recorded(Recorded {
             token: token_of("take", answer.bytes()?)?,
-            payload: answer.bytes()?,
             more: answer.number()? > 0,
             counted: answer.number()? == 1,
-        }))),
-        (_, Err(error)) => Ok(Fenced::Alive(Blocked::Refused(error.into()))),
-        (_, Ok(Value::Nil)) => Ok(Fenced::Alive(Blocked::Nothing)),
-        (_, Ok(_)) => Ok(Fenced::Alive(Blocked::Missed)),
+        })),
+        "closed" => Fenced::Alive(Took::Closed),
+        _ => Fenced::Alive(Took::Nothing),
+    })
+}
+
+/// What the reply to the claim itself says.
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn blocked(reply: Value) -> Result<Blocked> {
+    match reply.extract_error() {
+        Err(error) => Ok(Blocked::Refused(error.into())),
+        Ok(Value::Nil) => Ok(Blocked::Nothing),
+        Ok(payload) => Ok(Blocked::Brought(bytes("BLMOVE", payload)?)),
     }
 }
 
-/// Prepares a connection for the claims of a slot. `block`: the last that it has made, on another connection; that one and all before
-/// it take nothing any more. Answers the id of the connection, by which another can end its wait.
+/// Records what was brought, and waits in Redis for the next job. A claim without an answer is never sent again.
+///
+/// # Errors
+/// As for `register`.
+pub fn block(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    hand: &Hand,
+    index: Option<u64>,
+    patience: Duration,
+) -> Result<(Fenced<Took>, Blocked)> {
+    begin_to_block(link, keys, identity, hand, index, patience)?;
+    let replies = [link.receive()?, link.receive()?];
+    let [took_reply, blocked_reply] = replies;
+    Ok((took(took_reply)?, blocked(blocked_reply)?))
+}
+
+/// Makes a hand for the claims of one connection. `old`: those of the connections before it, each with the index of the job in it that
+/// this process knows of. Answers the tokens of these, one for each old hand. What else is in them goes back.
+///
+/// # Errors
+/// As for `register`.
+pub fn open(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    hand: &Hand,
+    old: &[(u64, Option<u64>)],
+) -> Result<Fenced<Vec<Option<Token>>>> {
+    let mut call = Call::new([
+        keys.inflight(identity).into_bytes(),
+        keys.hands(identity).into_bytes(),
+        keys.queues(),
+        keys.queue(&hand.queue),
+    ]);
+    call.arg(&hand.queue[..]).number(hand.number);
+    for (number, index) in old {
+        call.also(keys.hand(identity, *number).into_bytes())
+            .number(*number)
+            .arg(index.map(|index| index.to_string()).unwrap_or_default());
+    }
+    let mut answer = Answer::to("open", link.run(&OPEN, &call)?)?;
+    if answer.text()? == "lost" {
+        return Ok(Fenced::Lost);
+    }
+    let mut tokens = Vec::new();
+    for token in answer.all_bytes()? {
+        tokens.push(if token.is_empty() {
+            None
+        } else {
+            Some(token_of("open", token)?)
+        });
+    }
+    Ok(Fenced::Alive(tokens))
+}
+
+/// The id of this connection, by which another can end its wait.
 ///
 /// # Errors
 /// As for `register`; `Error::Refused` where this user may not do what blocking claims need.
-pub fn prepare_to_block(link: &mut Link, keys: &Keys, identity: &str, block: &Block) -> Result<i64> {
-    let mut spend = Call::new([keys.inflight(identity), keys.info(identity)]);
-    link.run(&SPEND, spend.count(block.slot).number(block.index))?;
+pub fn prepare_to_block(link: &mut Link, keys: &Keys, identity: &str, hand: &Hand) -> Result<i64> {
     let mut commands = redis::pipe();
     commands.cmd("CLIENT").arg("ID");
     commands.cmd("CLIENT").arg("UNBLOCK").arg(0);
     commands
         .cmd("LMOVE")
-        .arg(keys.aside(&block.queue))
-        .arg(keys.queue(&block.queue))
+        .arg(keys.hand(identity, hand.number))
+        .arg(keys.queue(&hand.queue))
         .arg("LEFT")
         .arg("RIGHT");
     let answers = link
@@ -173,18 +228,4 @@ pub(crate) fn unblock(link: &mut Link, clients: &[i64]) -> Result<()> {
         .into_iter()
         .collect::<redis::RedisResult<Vec<_>>>()?;
     Ok(())
-}
-
-/// What has been laid aside and not taken goes back to its queue, of these queues and of all that Redis lists. Answers how many
-/// jobs did.
-///
-/// # Errors
-/// As for `register`.
-pub fn gather(link: &mut Link, keys: &Keys, identity: &str, queues: &[Arc<[u8]>]) -> Result<u64> {
-    let mut call = Call::new([keys.inflight(identity).into_bytes(), keys.queues()]);
-    call.arg(keys.aside(b"")).arg(keys.queue(b""));
-    for queue in queues {
-        call.arg(&queue[..]);
-    }
-    super::whole("gather", link.run(&GATHER, &call)?)
 }

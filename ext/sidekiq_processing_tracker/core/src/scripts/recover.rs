@@ -78,6 +78,8 @@ pub fn reap(
         keys.inflight_of(identity),
         keys.info_of(identity),
         keys.due_of(identity),
+        keys.hands_of(identity),
+        keys.queues(),
     ]);
     call.millis(pace.step)
         .millis(pace.ttl)
@@ -89,7 +91,8 @@ pub fn reap(
             "1"
         } else {
             ""
-        });
+        })
+        .arg(keys.queue(b""));
     let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
     match answer.text()?.as_str() {
         "gone" => Ok(Reaped::Gone),

@@ -48,9 +48,13 @@ pub struct Survey {
 /// # Errors
 /// As for `register`.
 pub fn survey(link: &mut Link, keys: &Keys, identities: &[Vec<u8>], fields: &[&str]) -> Result<Survey> {
-    let each = identities
-        .iter()
-        .flat_map(|identity| [keys.inflight_of(identity), keys.info_of(identity)]);
+    let each = identities.iter().flat_map(|identity| {
+        [
+            keys.inflight_of(identity),
+            keys.info_of(identity),
+            keys.hands_of(identity),
+        ]
+    });
     let mut call = Call::new(
         [keys.clock().into_bytes(), keys.instances().into_bytes()]
             .into_iter()
