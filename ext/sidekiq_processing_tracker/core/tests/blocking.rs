@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use processing_tracker_core::events::Event;
 use processing_tracker_core::link::Link;
 use processing_tracker_core::parker::Woken;
-use processing_tracker_core::scripts::{self, Block, Blocked, Fenced};
+use processing_tracker_core::scripts::{self, Blocked, Fenced, Hand, Proof, Took};
 use processing_tracker_core::settings::Pace;
+use processing_tracker_core::Error;
 use redis::Commands;
 use support::crews::{blocked, crew, push, taken_by, until_blocked, waits, QUICK};
 use support::lua;
@@ -216,7 +217,7 @@ fn an_instance_that_has_lost_its_lease_gets_nothing_by_a_claim_that_waits() {
 }
 
 #[test]
-fn what_is_laid_aside_for_an_instance_that_has_lost_its_lease_is_found() {
+fn a_claim_of_an_instance_that_cannot_hear_of_its_lost_lease_takes_nothing() {
     loses_its_lease_while_it_waits(false);
 }
 
@@ -274,8 +275,7 @@ fn a_claim_that_does_not_arrive_is_made_again() {
 }
 
 #[test]
-fn a_job_that_is_laid_aside_for_a_claim_that_never_comes_goes_back() {
-    // Redis executes BLMOVE, and what belongs behind it is lost or torn.
+fn a_job_whose_record_is_not_made_at_once_is_recorded_later() {
     comes_once_in_spite_of(is_blmove, Action::cut_request(At::End, Cut::Close), SOON);
     comes_once_in_spite_of(is_take, Action::drop_request(), SOON);
     comes_once_in_spite_of(is_take, Action::cut_request(At::Share(0.5), Cut::Close), SOON);
@@ -420,10 +420,6 @@ fn twenty_processes_that_wait_get_a_job_each() {
             tracker.engine().ack(taken.handle);
         }
         eventually(SOON, "all are acked", || in_flight(&server).is_empty());
-        assert_eq!(
-            our_keys(&server).iter().filter(|key| key.starts_with("aside")).count(),
-            0
-        );
     }
     for tracker in trackers {
         assert!(tracker.leave(SOON));
@@ -451,21 +447,6 @@ fn a_queue_whose_claim_is_not_made_again_is_looked_at() {
     until_blocked(&server, 0);
 }
 
-#[test]
-fn a_process_without_such_claims_finds_what_lies_aside() {
-    let server = RedisServer::start();
-    let aside = |queue: &str| format!("sidekiq_processing:aside:{queue}");
-    let mut connection = server.connect();
-    let () = connection.lpush(aside("work"), &[job("one"), job("two")]).unwrap();
-    let () = connection.sadd("queues", "work").unwrap();
-    let tracker = Tracker::registered(settings(&server.socket_path(), "middleware"));
-    eventually(SOON, "they are back", || {
-        queue(&server, "work") == [job("one"), job("two")]
-    });
-    assert!(tracker.leave(SOON));
-    assert_at_rest(&server);
-}
-
 // --- the scripts ---
 
 const PACE: Pace = Pace {
@@ -474,12 +455,12 @@ const PACE: Pace = Pace {
 };
 const ME: &str = "me:1:00";
 
-fn claim(index: u64) -> Block {
-    Block {
+const PATIENCE: Duration = Duration::from_millis(50);
+
+fn hand(number: u64) -> Hand {
+    Hand {
+        number,
         queue: Arc::from(&b"work"[..]),
-        slot: 0,
-        index,
-        patience: Duration::from_millis(50),
     }
 }
 
@@ -489,133 +470,305 @@ fn registered(server: &RedisServer) -> Link {
     link
 }
 
+/// An instance with a hand that is open.
+fn open(server: &RedisServer) -> Link {
+    let mut link = registered(server);
+    opens(&mut link, 1, &[]);
+    link
+}
+
+/// Opens this hand, and closes these. Answers the tokens of the jobs that were known there.
+fn opens(link: &mut Link, number: u64, old: &[(u64, Option<u64>)]) -> Vec<Option<(u64, u64)>> {
+    match scripts::open(link, &keys(), ME, &hand(number), old).unwrap() {
+        Fenced::Alive(tokens) => tokens.into_iter().map(|token| token.map(|token| token.order())).collect(),
+        Fenced::Lost => panic!("the lease is lost"),
+    }
+}
+
+fn claims(link: &mut Link, number: u64, index: Option<u64>) -> (Fenced<Took>, Blocked) {
+    scripts::block(link, &keys(), ME, &hand(number), index, PATIENCE).unwrap()
+}
+
+/// A job that is in a hand.
+fn brings(link: &mut Link, number: u64) -> Vec<u8> {
+    match claims(link, number, None) {
+        (Fenced::Alive(Took::Nothing), Blocked::Brought(payload)) => payload,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A claim that is made in spite of everything, without the script that goes before it.
+fn moves(link: &mut Link, number: u64) -> processing_tracker_core::Result<redis::Value> {
+    let mut command = redis::cmd("BLMOVE");
+    command.arg("queue:work").arg(keys().hand(ME, number));
+    link.command(command.arg("RIGHT").arg("LEFT").arg(PATIENCE.as_secs_f64()))
+}
+
+fn is_refused(claimed: processing_tracker_core::Result<redis::Value>) -> bool {
+    matches!(claimed, Err(Error::Refused(text)) if text.contains("WRONGTYPE"))
+}
+
+/// What a reaper does, who has a proof of the death.
+fn fences(link: &mut Link) {
+    let mut listed = scripts::instances(link, &keys()).unwrap();
+    let lease_end = listed.pop().unwrap().1.to_string().into_bytes();
+    let proof = Proof {
+        lease_end,
+        process_ended: false,
+        told: String::new(),
+    };
+    scripts::reap(link, &keys(), PACE, ME.as_bytes(), "reaper", PACE.ttl, Some(&proof)).unwrap();
+}
+
+/// The fields of the in-flight hash but for the lease, by their numbers.
+fn recorded(server: &RedisServer) -> Vec<String> {
+    let fields: Vec<String> = server.connect().hkeys(keys().inflight(ME)).unwrap();
+    let mut numbers: Vec<_> = fields
+        .into_iter()
+        .filter(|field| field != "call")
+        .map(|field| field.split(' ').next().unwrap().to_owned())
+        .collect();
+    numbers.sort();
+    numbers
+}
+
 #[test]
-fn a_claim_takes_the_oldest_and_says_what_else_there_is() {
+fn a_claim_takes_the_oldest_and_the_next_one_records_it() {
     let server = RedisServer::start();
-    let mut link = registered(&server);
+    let mut link = open(&server);
     push(&server, "work", &[job("old"), job("new")]);
-    for (index, jid, more) in [(7, "old", true), (8, "new", false)] {
-        let Fenced::Alive(Blocked::Brought(brought)) = scripts::block(&mut link, &keys(), ME, &claim(index)).unwrap()
-        else {
-            panic!("a job was expected");
-        };
-        assert_eq!(
-            (brought.payload, brought.more, brought.counted),
-            (job(jid), more, false)
-        );
-        assert_eq!(
-            (brought.token.order(), brought.token.queue()),
-            ((0, index), &b"work"[..])
-        );
-    }
-    assert_eq!(in_flight(&server).len(), 2);
-    assert_eq!(
-        scripts::block(&mut link, &keys(), ME, &claim(9)).unwrap(),
-        Fenced::Alive(Blocked::Nothing)
+    assert_eq!(brings(&mut link, 1), job("old"));
+    assert_eq!((in_flight(&server), recorded(&server)), (vec![job("old")], vec![]));
+    let (took, blocked) = claims(&mut link, 1, Some(7));
+    assert_eq!(blocked, Blocked::Brought(job("new")));
+    let Fenced::Alive(Took::Recorded(old)) = took else {
+        panic!("{took:?}");
+    };
+    assert_eq!((old.token.order(), old.token.queue()), ((0, 7), &b"work"[..]));
+    assert_eq!((old.more, old.counted), (true, false));
+    assert_eq!(recorded(&server), ["0-7"]);
+    let took = scripts::take(&mut link, &keys(), ME, &hand(1), Some(8)).unwrap();
+    assert!(
+        matches!(&took, Fenced::Alive(Took::Recorded(new)) if !new.more),
+        "{took:?}"
     );
+    assert_eq!(recorded(&server), ["0-7", "0-8"]);
+    assert_eq!(claims(&mut link, 1, None), (Fenced::Alive(Took::Nothing), Blocked::Nothing));
+    // A hand that holds nothing, where Redis has lost it.
+    let took = scripts::take(&mut link, &keys(), ME, &hand(1), Some(9)).unwrap();
+    assert_eq!(took, Fenced::Alive(Took::Nothing));
 }
 
 #[test]
-fn a_late_copy_of_a_claim_takes_nothing() {
+fn who_takes_the_lease_takes_what_is_in_the_hands_and_closes_them() {
     let server = RedisServer::start();
-    let mut link = registered(&server);
-    push(&server, "work", &[job("one"), job("two"), job("three")]);
-    for index in [2, 2, 1] {
-        scripts::block(&mut link, &keys(), ME, &claim(index)).unwrap();
-        assert_eq!(in_flight(&server), [job("one")]);
-        assert_eq!(queue(&server, "work"), [job("two"), job("three")]);
-    }
-    // Another slot has its own.
-    let other = Block { slot: 1, ..claim(1) };
-    scripts::block(&mut link, &keys(), ME, &other).unwrap();
-    assert_eq!(queue(&server, "work"), [job("three")]);
-}
-
-#[test]
-fn a_claim_that_comes_after_its_slot_has_connected_anew_takes_nothing() {
-    let server = RedisServer::start();
-    let mut link = registered(&server);
-    push(&server, "work", &[job("one")]);
-    scripts::prepare_to_block(&mut link, &keys(), ME, &claim(5)).unwrap();
-    for index in [5, 4] {
-        scripts::block(&mut link, &keys(), ME, &claim(index)).unwrap();
-        assert_eq!((in_flight(&server), queue(&server, "work")), (vec![], vec![job("one")]));
-    }
-    // It goes on from there, and never back.
-    scripts::prepare_to_block(&mut link, &keys(), ME, &claim(3)).unwrap();
-    scripts::block(&mut link, &keys(), ME, &claim(5)).unwrap();
-    assert_eq!(in_flight(&server), NOTHING);
-    scripts::block(&mut link, &keys(), ME, &claim(6)).unwrap();
+    let mut link = open(&server);
+    opens(&mut link, 2, &[]);
+    push(&server, "work", &[job("one"), job("two")]);
+    assert_eq!(brings(&mut link, 1), job("one"));
+    let mut reaper = support::tracker::link(&server);
+    fences(&mut reaper);
     assert_eq!(in_flight(&server), [job("one")]);
-    // Who has no lease leaves nothing behind.
-    scripts::prepare_to_block(&mut link, &keys(), "nobody:1:00", &claim(5)).unwrap();
-    assert!(!our_keys(&server).iter().any(|key| key.contains("nobody")));
+    // Numbers that neither turns nor claims give.
+    assert_eq!(recorded(&server), [format!("0-{}", 1_u64 << 33)]);
+    for number in [1, 2] {
+        assert!(is_refused(moves(&mut link, number)));
+        assert!(matches!(
+            claims(&mut link, number, Some(5)),
+            (Fenced::Lost, Blocked::Refused(_))
+        ));
+        let ttl: i64 = server.connect().ttl(keys().hand(ME, number)).unwrap();
+        assert!(ttl > 60);
+        // However late: a claim says itself whose it is.
+        let () = server.connect().del(keys().hand(ME, number)).unwrap();
+        assert!(matches!(
+            claims(&mut link, number, None),
+            (Fenced::Lost, Blocked::Refused(_))
+        ));
+    }
+    assert_eq!(queue(&server, "work"), [job("two")]);
+    assert_eq!(
+        scripts::open(&mut link, &keys(), ME, &hand(3), &[]).unwrap(),
+        Fenced::Lost
+    );
+    recover_all(&settings(&server.socket_path(), "console")).unwrap();
+    assert_eq!(queue(&server, "work"), [job("one"), job("two")]);
+    let () = server.connect().del("queue:work").unwrap();
+    assert_at_rest(&server);
+}
+
+#[test]
+fn a_claim_that_waits_while_its_lease_is_taken_leaves_the_job_to_the_next() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    let wait = thread::spawn({
+        let path = server.socket_path();
+        move || {
+            let mut link = Link::new(support::tracker::target(&path), SOON);
+            let mut command = redis::cmd("BLMOVE");
+            command.arg("queue:work").arg(keys().hand(ME, 1));
+            link.command(command.arg("RIGHT").arg("LEFT").arg(0))
+        }
+    });
+    until_blocked(&server, 1);
+    let next = thread::spawn({
+        let mut connection = server.connect();
+        move || -> (String, Vec<u8>) { connection.brpop("queue:work", 0.0).unwrap() }
+    });
+    until_blocked(&server, 2);
+    fences(&mut link);
+    push(&server, "work", &[job("j")]);
+    assert!(is_refused(wait.join().unwrap()));
+    assert_eq!(next.join().unwrap().1, job("j"));
+    assert_eq!(in_flight(&server), NOTHING);
+}
+
+#[test]
+fn a_slot_that_connects_anew_finds_what_it_knows_of_and_puts_back_the_rest() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    push(&server, "work", &[job("known"), job("unknown"), job("left")]);
+    assert_eq!(brings(&mut link, 1), job("known"));
+    moves(&mut link, 1).unwrap();
+    for _ in 0..2 {
+        // A repetition answers the same.
+        assert_eq!(opens(&mut link, 2, &[(1, Some(7))]), [Some((0, 7))]);
+        assert_eq!(in_flight(&server), [job("known")]);
+        assert_eq!(queue(&server, "work"), [job("unknown"), job("left")]);
+    }
+    // What was sent before comes late, whole or torn off.
+    assert!(is_refused(moves(&mut link, 1)));
+    for index in [None, Some(7), Some(8)] {
+        assert!(matches!(
+            claims(&mut link, 1, index),
+            (Fenced::Alive(Took::Closed), Blocked::Refused(_))
+        ));
+    }
+    assert_eq!(queue(&server, "work"), [job("unknown"), job("left")]);
+    // Its record was made, and the answer lost.
+    assert_eq!(brings(&mut link, 2), job("unknown"));
+    scripts::take(&mut link, &keys(), ME, &hand(2), Some(8)).unwrap();
+    assert_eq!(opens(&mut link, 3, &[(2, Some(8))]), [Some((0, 8))]);
+    // Nobody has anything of it any more.
+    assert_eq!(opens(&mut link, 4, &[(3, Some(9)), (2, None)]), [None, None]);
+    assert_eq!((recorded(&server), queue(&server, "work")), (vec!["0-7".into(), "0-8".into()], vec![job("left")]));
+    let hands: Vec<String> = server.connect().hkeys(keys().hands(ME)).unwrap();
+    assert_eq!(hands, ["4"]);
 }
 
 #[test]
 fn what_an_instance_has_not_heard_of_goes_back_when_it_leaves() {
     let server = RedisServer::start();
-    let mut link = registered(&server);
-    push(&server, "work", &[job("one"), job("two")]);
-    let index = 1 << 32;
-    scripts::block(&mut link, &keys(), ME, &claim(index)).unwrap();
-    let Fenced::Alive(Blocked::Brought(known)) = scripts::block(&mut link, &keys(), ME, &claim(index + 1)).unwrap()
-    else {
-        panic!("a job was expected");
-    };
-    let left = scripts::leave(&mut link, &keys(), ME, &[], &[known.token], &[]).unwrap();
-    assert_eq!(left, Fenced::Alive(0));
-    assert_eq!(queue(&server, "work"), [job("one")]);
-    assert_at_rest(&server);
+    for may_claim in [false, true] {
+        let mut link = open(&server);
+        push(&server, "work", &[job("recorded"), job("done"), job("brought"), job("left")]);
+        let recorded = 1 << 32;
+        brings(&mut link, 1);
+        claims(&mut link, 1, Some(recorded));
+        let done = scripts::take(&mut link, &keys(), ME, &hand(1), Some(recorded + 1)).unwrap();
+        let Fenced::Alive(Took::Recorded(done)) = done else {
+            panic!("{done:?}");
+        };
+        brings(&mut link, 1);
+        let left = scripts::leave(&mut link, &keys(), ME, &[], &[done.token], &[], may_claim).unwrap();
+        assert_eq!(left, Fenced::Alive(0));
+        let mut back = queue(&server, "work");
+        assert_eq!(back.pop(), Some(job("left")));
+        back.sort();
+        assert_eq!(back, [job("brought"), job("recorded")]);
+        assert_eq!(our_keys(&server).iter().any(|key| key.starts_with("hands")), may_claim);
+        assert_eq!(is_refused(moves(&mut link, 1)), may_claim);
+        let () = server.connect().del("queue:work").unwrap();
+        let () = server.connect().del(keys().hand(ME, 1)).unwrap();
+        assert_at_rest(&server);
+    }
 }
 
 #[test]
-fn without_a_lease_nothing_is_claimed() {
+fn where_somebody_has_removed_the_lease_the_next_claim_puts_back_what_the_last_has_brought() {
     let server = RedisServer::start();
-    let mut link = registered(&server);
+    for overwritten in [false, true] {
+        let mut link = open(&server);
+        push(&server, "work", &[job("one"), job("two")]);
+        brings(&mut link, 1);
+        let () = server.connect().del(keys().inflight(ME)).unwrap();
+        if overwritten {
+            let () = server.connect().set(keys().inflight(ME), "overwritten").unwrap();
+        }
+        assert!(matches!(claims(&mut link, 1, Some(7)), (Fenced::Lost, Blocked::Refused(_))));
+        assert_eq!(queue(&server, "work"), [job("one"), job("two")]);
+        let () = redis::cmd("FLUSHALL").query(&mut server.connect()).unwrap();
+    }
+}
+
+#[test]
+fn a_reaper_that_finds_an_overwritten_hash_puts_back_what_is_in_the_hands() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
     push(&server, "work", &[job("one"), job("two")]);
-    let () = server.connect().del(keys().inflight(ME)).unwrap();
-    assert_eq!(scripts::block(&mut link, &keys(), ME, &claim(1)).unwrap(), Fenced::Lost);
-    assert_eq!(queue(&server, "work"), [job("one"), job("two")]);
+    brings(&mut link, 1);
     let () = server.connect().set(keys().inflight(ME), "overwritten").unwrap();
-    assert_eq!(scripts::block(&mut link, &keys(), ME, &claim(1)).unwrap(), Fenced::Lost);
+    fences(&mut link);
     assert_eq!(queue(&server, "work"), [job("one"), job("two")]);
-}
-
-#[test]
-fn what_lies_aside_goes_back_in_its_order() {
-    let server = RedisServer::start();
-    let mut link = registered(&server);
-    push(&server, "work", &[job("third")]);
-    let aside = "sidekiq_processing:aside:work";
-    let () = server.connect().lpush(aside, &[job("first"), job("second")]).unwrap();
-    let queues = [Arc::from(&b"work"[..]), Arc::from(&b"none"[..])];
-    assert_eq!(scripts::gather(&mut link, &keys(), ME, &queues).unwrap(), 2);
-    assert_eq!(queue(&server, "work"), [job("first"), job("second"), job("third")]);
-    assert_eq!(scripts::gather(&mut link, &keys(), ME, &queues).unwrap(), 0);
-    // Where it cannot go back it stays.
-    let () = server.connect().lpush(aside, job("stays")).unwrap();
-    let () = server.connect().set("queue:none", "x").unwrap();
-    let () = server.connect().rename(aside, "sidekiq_processing:aside:none").unwrap();
-    assert_eq!(scripts::gather(&mut link, &keys(), ME, &queues).unwrap(), 0);
-    let left: Vec<Vec<u8>> = server.connect().lrange("sidekiq_processing:aside:none", 0, -1).unwrap();
-    assert_eq!(left, [job("stays")]);
-}
-
-#[test]
-fn the_next_process_finds_what_lies_aside() {
-    let server = RedisServer::start();
-    let () = server
-        .connect()
-        .lpush("sidekiq_processing:aside:work", job("left"))
-        .unwrap();
-    let tracker = engine(&server);
-    let work = crew(&tracker, &["work"]);
-    let parker = waits(&tracker, work);
-    let taken = taken_by(&tracker, work, &parker, SOON);
-    assert_eq!(&*taken.payload, job("left"));
-    tracker.engine().ack(taken.handle);
-    assert!(tracker.leave(SOON));
+    assert!(is_refused(moves(&mut link, 1)));
+    let () = server.connect().del(keys().inflight(ME)).unwrap();
     recover_all(&settings(&server.socket_path(), "console")).unwrap();
+    let () = server.connect().del("queue:work").unwrap();
     assert_at_rest(&server);
+}
+
+#[test]
+fn what_cannot_go_back_stays_in_the_hand() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    push(&server, "work", &[job("j")]);
+    brings(&mut link, 1);
+    let () = server.connect().set("queue:work", "no list").unwrap();
+    assert_eq!(opens(&mut link, 2, &[(1, None)]), [None]);
+    assert_eq!(in_flight(&server), [job("j")]);
+    // It is found when the instance is reaped.
+    let () = server.connect().del("queue:work").unwrap();
+    fences(&mut link);
+    assert_eq!(recorded(&server).len(), 1);
+    recover_all(&settings(&server.socket_path(), "console")).unwrap();
+    assert_eq!(queue(&server, "work"), [job("j")]);
+}
+
+#[test]
+fn a_list_of_hands_that_somebody_has_removed_is_written_again() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    push(&server, "work", &[job("one"), job("two")]);
+    brings(&mut link, 1);
+    let () = server.connect().del(keys().hands(ME)).unwrap();
+    let (took, blocked) = claims(&mut link, 1, Some(7));
+    assert!(matches!(took, Fenced::Alive(Took::Recorded(_))), "{took:?}");
+    assert_eq!(blocked, Blocked::Brought(job("two")));
+    fences(&mut link);
+    assert_eq!(recorded(&server).len(), 2);
+}
+
+#[test]
+fn a_survey_counts_what_is_in_the_hands() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    opens(&mut link, 2, &[]);
+    push(&server, "work", &[job("one"), job("two")]);
+    brings(&mut link, 1);
+    let survey = scripts::survey(&mut link, &keys(), &[ME.as_bytes().to_vec()], &[]).unwrap();
+    assert_eq!(survey.instances[0].as_ref().unwrap().in_flight, Some(1));
+}
+
+#[test]
+fn in_a_full_redis_what_was_brought_is_recorded_all_the_same() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    push(&server, "work", &[job("one"), job("two")]);
+    brings(&mut link, 1);
+    server.config_set("maxmemory", "1");
+    assert!(matches!(claims(&mut link, 1, Some(7)), (Fenced::Alive(Took::Recorded(_)), Blocked::Refused(_))));
+    assert_eq!(opens(&mut link, 2, &[(1, None)]), [None]);
+    server.config_set("maxmemory", "0");
+    assert!(is_refused(moves(&mut link, 1)));
+    assert_eq!((recorded(&server), queue(&server, "work")), (vec!["0-7".into()], vec![job("two")]));
 }

@@ -151,7 +151,7 @@ impl Bench {
     }
 
     fn try_leave(&mut self, identity: &str, acks: &[Token], requeues: &[Token]) -> Result<Fenced<u64>> {
-        scripts::leave(&mut self.link, &self.keys, identity, &[], acks, requeues)
+        scripts::leave(&mut self.link, &self.keys, identity, &[], acks, requeues, false)
     }
 
     fn due(&mut self) -> Option<String> {

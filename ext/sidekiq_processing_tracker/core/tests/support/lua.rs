@@ -17,8 +17,9 @@ macro_rules! script {
 script!(REGISTER, "clock", "index", "register");
 script!(BEAT, "lease", "clock", "beat");
 script!(TURN, "lease", "payloads", "requeue", "turn");
-script!(TAKE, "lease", "aside", "take");
-script!(REAP, "clock", "reap");
+script!(TAKE, "lease", "hands", "take");
+script!(OPEN, "lease", "hands", "open");
+script!(REAP, "clock", "hands", "reap");
 script!(PEEK, "payloads", "peek");
 script!(
     RECOVER,
@@ -30,7 +31,7 @@ script!(
     "dead_set",
     "recover"
 );
-script!(LEAVE, "lease", "payloads", "requeue", "leave");
+script!(LEAVE, "lease", "payloads", "requeue", "hands", "leave");
 script!(CLAIM_DUE, "lease", "claim_due");
 script!(SETTLE_DUE, "lease", "settle_due");
 script!(RETURN_DUE, "lease", "return_due");

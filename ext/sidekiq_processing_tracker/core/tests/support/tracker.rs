@@ -245,10 +245,16 @@ pub fn in_flight(server: &RedisServer) -> Vec<Vec<u8>> {
              end
            end
          end
+         for _, key in ipairs(redis.call('KEYS', ARGV[2])) do
+           for _, payload in ipairs(redis.call('TYPE', key).ok == 'list' and redis.call('LRANGE', key, 0, -1) or {}) do
+             payloads[#payloads + 1] = payload
+           end
+         end
          return payloads",
     );
     script
         .arg(format!("{NAMESPACE}:inflight:*"))
+        .arg(format!("{NAMESPACE}:hands:*"))
         .invoke(&mut connection)
         .unwrap()
 }
@@ -278,12 +284,16 @@ pub fn assert_at_rest(server: &RedisServer) {
         recover_all(&settings(&server.socket_path(), "at rest")).unwrap();
     }
     let mut keys = our_keys(server);
-    let is_counter = |key: &String| key == "recoveries" || key.starts_with("recoveries:");
-    for key in keys.iter().filter(|key| is_counter(key)) {
+    // Counters, and hands that are closed.
+    let has_ttl = |key: &String| {
+        let is_hand = key.starts_with("hands:") && key.split(':').count() == 5;
+        key == "recoveries" || key.starts_with("recoveries:") || is_hand
+    };
+    for key in keys.iter().filter(|key| has_ttl(key)) {
         let ttl: i64 = server.connect().ttl(format!("{NAMESPACE}:{key}")).unwrap();
         assert!(ttl > 0, "{key} has no TTL");
     }
-    keys.retain(|key| !matches!(key.as_str(), "clock" | "journal" | "stats") && !is_counter(key));
+    keys.retain(|key| !matches!(key.as_str(), "clock" | "journal" | "stats") && !has_ttl(key));
     assert_eq!(keys, Vec::<String>::new(), "left behind");
 }
 
