@@ -244,7 +244,6 @@ impl Thread<'_> {
             }
         }
         let id = scripts::prepare_to_block(&mut self.link, &self.shared.keys, &self.identity, &hand)?;
-        self.link.wait_longer(PATIENCE)?;
         let Some(visit) = self.link.visit() else {
             return Err(Error::Connection("the connection is gone".into()));
         };
@@ -288,7 +287,8 @@ impl Thread<'_> {
             Fenced::Alive(_) if !state.is(&self.identity) => Ok(()),
             Fenced::Alive(Took::Recorded(recorded)) => {
                 state.registry.took(self.slot, Some(recorded), Instant::now());
-                if !state.registry.is_idle() || state.phase == Phase::Leaving {
+                let is_over = !state.registry.is_idle() || state.registry.settles_at().is_some();
+                if is_over || state.phase == Phase::Leaving {
                     self.shared.nudge(&mut state);
                 }
                 Ok(())
@@ -315,7 +315,10 @@ impl Thread<'_> {
         scripts::begin_to_block(&mut self.link, keys, &self.identity, hand, index, PATIENCE)?;
         let took = scripts::took(self.link.receive()?)?;
         self.took(took)?;
-        if let Some(reply) = self.wait_for_reply()? {
+        self.link.wait_longer(PATIENCE)?;
+        let reply = self.wait_for_reply()?;
+        self.link.wait_longer(Duration::ZERO)?;
+        if let Some(reply) = reply {
             self.answered(hand, scripts::blocked(reply)?)?;
         }
         self.attempts.succeeded();

@@ -4,14 +4,13 @@
 //! thread has woken up, the job might have begun.
 
 use crate::control::Attempts;
-use crate::entry::Token;
 use crate::error::Error;
 use crate::failpoint;
 use crate::identity;
 use crate::link::Link;
 use crate::parker::lock;
 use crate::recovery::{Progress, Reaper, Recovery};
-use crate::scripts::{self, Fenced, Turn, Turned};
+use crate::scripts::{self, Fenced, LastCall, Turn, Turned};
 use crate::settings::Pace;
 use crate::shared::{Phase, Sent, Shared, Side, State};
 use crate::slots::Client;
@@ -122,7 +121,7 @@ pub(crate) struct Claims {
     /// A sweep has been made for `leave`: what nobody holds should go back now, not when a lease has run out.
     swept_last: bool,
     /// What `leave` is to do: drawn up once, since it takes everything out of the registry.
-    last_call: Option<(Vec<Token>, Vec<Token>)>,
+    last_call: Option<LastCall>,
     /// The settlement of jobs whose threads have gone without an ack.
     settling: Option<Recovery>,
     settle: Attempts,
@@ -613,7 +612,7 @@ impl Claims {
 
     fn leave(&mut self, identity: &str) -> crate::Result<()> {
         let shared = self.shared.clone();
-        let Some((acks, held)) = &self.last_call else {
+        let Some(last) = &self.last_call else {
             return Ok(());
         };
         failpoint::reach("before_leave");
@@ -621,7 +620,7 @@ impl Claims {
             let state = shared.state();
             (state.indexes.clone(), state.registry.slots.may_claim())
         };
-        let left = scripts::leave(&mut self.link, &shared.keys, identity, &indexes, acks, held, may_claim)?;
+        let left = scripts::leave(&mut self.link, &shared.keys, identity, &indexes, last, may_claim)?;
         failpoint::reach("after_leave");
         if let Fenced::Alive(jobs @ 1..) = left {
             shared.events.push(crate::events::Event::Warning(format!(

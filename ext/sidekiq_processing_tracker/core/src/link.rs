@@ -217,7 +217,7 @@ impl Link {
         }
     }
 
-    /// Has the connection wait for an answer for so much longer than others, from now on.
+    /// Has the connection wait for an answer for so much longer than others do, from now on.
     ///
     /// # Errors
     /// `Error::Connection`, where the system refuses that.

@@ -8,7 +8,7 @@ use crate::events::LostJob;
 use crate::parker::{Errand, Parker};
 use crate::payload;
 use crate::recovery::Dropped;
-use crate::scripts::{Done, Recorded, Requeue, Turn};
+use crate::scripts::{Done, LastCall, Recorded, Requeue, Turn};
 use crate::slots::{Client, Order, Slots};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -272,7 +272,11 @@ impl Registry {
         calls: &mut Calls,
     ) {
         self.largest = self.largest.max(payload.len());
-        let queue = self.slots.queue_of(slot).map(|queue| queue.to_vec()).unwrap_or_default();
+        let queue = self
+            .slots
+            .queue_of(slot)
+            .map(|queue| queue.to_vec())
+            .unwrap_or_default();
         let handle = self.insert(queue, payload, Record::InHand);
         let has_others = self.slots.brought(slot, handle);
         match self.crews.get_mut(number) {
@@ -914,7 +918,12 @@ impl Registry {
         self.requeues = kept;
         self.marks = self.marked.iter().cloned().collect();
         let is_over = |job: &Job| job.record == Record::InHand && !matches!(job.fate, Fate::Running);
-        let over: Vec<Handle> = self.jobs.iter().filter(|(_, job)| is_over(job)).map(|(handle, _)| *handle).collect();
+        let over: Vec<Handle> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| is_over(job))
+            .map(|(handle, _)| *handle)
+            .collect();
         over.into_iter().for_each(|handle| self.vanished(handle));
         let mut lost = Vec::new();
         for job in self.jobs.values_mut() {
@@ -983,7 +992,10 @@ impl Registry {
     }
 
     /// For a clean exit, when the registry is idle: the acks that are left, and the records of jobs whose threads have gone.
-    pub fn last_call(&mut self) -> (Vec<Token>, Vec<Token>) {
+    pub fn last_call(&mut self) -> LastCall {
+        let is_done = |handle: &Handle| matches!(self.jobs.get(handle).map(|job| &job.fate), Some(Fate::Acked));
+        let acks_in_hand = self.slots.in_hand().filter(|(handle, ..)| is_done(handle));
+        let acks_in_hand = acks_in_hand.map(|(_, hand, index)| (hand, index)).collect();
         let mut held: Vec<Token> = Vec::new();
         for (_, job) in self.jobs.drain() {
             if let Record::Kept(token) = job.record {
@@ -993,7 +1005,11 @@ impl Registry {
         held.extend(self.dropped.drain().map(|(token, _)| token));
         held.sort_by_key(|token| std::cmp::Reverse(token.order()));
         self.oldest_ack = None;
-        (std::mem::take(&mut self.acks), held)
+        LastCall {
+            acks: std::mem::take(&mut self.acks),
+            acks_in_hand,
+            requeues: held,
+        }
     }
 
     /// Classes whose jobs are marked though their payloads do not say so.

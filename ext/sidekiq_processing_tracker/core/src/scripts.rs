@@ -199,7 +199,18 @@ pub fn beat(
     Ok(Fenced::Alive(Beat { pace, hosted, seen }))
 }
 
-/// Leaves for good: acks, puts `requeues` back and what it has not heard of, gives up the lease, and leaves the indexes in which it
+/// What is left to be done for jobs when an instance leaves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LastCall {
+    /// Those that are done.
+    pub acks: Vec<Token>,
+    /// Those that are done and have no token yet, as far as is known: the hand into which each was brought, and the index for its token.
+    pub acks_in_hand: Vec<(Hand, u64)>,
+    /// Those that go back, the newest first.
+    pub requeues: Vec<Token>,
+}
+
+/// Leaves for good: does the last call, puts back what it has not heard of, gives up the lease, and leaves the indexes in which it
 /// stands. `may_claim`: a blocking claim may still come, and must take nothing. Answers how many jobs stay for the next reaper.
 ///
 /// # Errors
@@ -209,8 +220,7 @@ pub fn leave(
     keys: &Keys,
     identity: &str,
     indexes: &[Vec<u8>],
-    acks: &[Token],
-    requeues: &[Token],
+    last: &LastCall,
     may_claim: bool,
 ) -> Result<Fenced<u64>> {
     let mut call = Call::new([
@@ -227,12 +237,16 @@ pub fn leave(
     call.arg(identity)
         .arg(keys.queue(b""))
         .arg(if may_claim { "1" } else { "" });
-    call.count(indexes.len()).count(acks.len());
-    for token in acks {
+    call.count(indexes.len()).count(last.acks.len());
+    for token in &last.acks {
         call.arg(token.as_bytes());
     }
-    call.count(requeues.len());
-    for token in requeues {
+    call.count(last.acks_in_hand.len());
+    for (hand, index) in &last.acks_in_hand {
+        call.number(hand.number).number(*index).arg(&hand.queue[..]);
+    }
+    call.count(last.requeues.len());
+    for token in &last.requeues {
         call.arg(token.as_bytes())
             .key(keys.queue(token.queue()))
             .arg(token.queue());

@@ -101,10 +101,10 @@ impl Slot {
         }
     }
 
-    /// The jobs that are in its hands.
-    fn all_brought(&self) -> impl Iterator<Item = Brought> + '_ {
-        let old = self.old.iter().filter_map(|(_, brought)| *brought);
-        self.brought.into_iter().chain(old)
+    /// The jobs that are in its hands, each with the number of the hand.
+    fn in_hand(&self) -> impl Iterator<Item = (u64, Brought)> + '_ {
+        let old = self.old.iter().filter_map(|(hand, brought)| Some((*hand, (*brought)?)));
+        self.hand.zip(self.brought).into_iter().chain(old)
     }
 
     /// Whether it has a hand without a connection: something may be in it that nobody has heard of.
@@ -404,16 +404,24 @@ impl Slots {
     /// Whether a record with this name may be that of a job of which this process has no token yet.
     #[must_use]
     pub fn may_hold(&self, token: &Token) -> bool {
-        self.slots
-            .iter()
-            .flat_map(Slot::all_brought)
-            .any(|brought| brought.index == token.index())
+        let mut in_hand = self.slots.iter().flat_map(Slot::in_hand);
+        in_hand.any(|(_, brought)| brought.index == token.index())
     }
 
     /// Whether there are such jobs.
     #[must_use]
     pub fn have_brought(&self) -> bool {
-        self.slots.iter().any(|slot| slot.all_brought().next().is_some())
+        self.slots.iter().any(|slot| slot.in_hand().next().is_some())
+    }
+
+    /// These jobs, each with its hand and the index for its token.
+    pub fn in_hand(&self) -> impl Iterator<Item = (Handle, Hand, u64)> + '_ {
+        self.slots.iter().flat_map(|slot| {
+            slot.in_hand().map(|(number, brought)| {
+                let queue = slot.queue.clone();
+                (brought.handle, Hand { number, queue }, brought.index)
+            })
+        })
     }
 
     /// Whether a claim may still come to Redis of which nothing is heard here.
@@ -468,9 +476,20 @@ mod tests {
         let mut slots = Slots::default();
         slots.add(0, crew, &mut fastrand::Rng::with_seed(1));
         for slot in 0..slots.count() {
-            slots.connected(slot, HERE);
+            connect(&mut slots, slot);
         }
         slots
+    }
+
+    /// Answers the number of its hand, and the hands to close.
+    fn connect(slots: &mut Slots, slot: usize) -> (u64, Vec<(u64, Option<u64>)>) {
+        let (hand, old) = slots.renew(slot).unwrap();
+        slots.connected(slot, HERE);
+        (hand.number, old)
+    }
+
+    fn token(index: u64) -> Token {
+        Token::read(format!("3-{index} 1700000000000 a").into_bytes()).unwrap()
     }
 
     #[test]
@@ -483,13 +502,14 @@ mod tests {
         assert_eq!(slots.post(&crews, Instant::now()), [0, 1]);
         assert_eq!(slots.post(&crews, Instant::now()), [0_usize; 0]);
         assert_eq!(slots.order(0), Some(Order::Connect));
-        assert_eq!(slots.past(0), Some((Arc::from(&b"c"[..]), FIRST_INDEX)));
-        slots.connected(0, HERE);
+        assert_eq!(connect(&mut slots, 0), (1, vec![]));
         assert_eq!(slots.order(0), None);
         assert_eq!(slots.post(&crews, Instant::now()), [0]);
-        assert!(matches!(slots.order(0), Some(Order::Claim { index, .. }) if index == FIRST_INDEX + 1));
-        // On a connection that is made before it is sent it is still to come.
-        assert_eq!(slots.past(0).map(|(_, last)| last), Some(FIRST_INDEX));
+        let hand = Hand {
+            number: 1,
+            queue: Arc::from(&b"c"[..]),
+        };
+        assert_eq!(slots.order(0), Some(Order::Claim(hand, None)));
         assert!(slots.covers(0, b"c", |visit| visit == 1));
         assert!(!slots.covers(0, b"c", |visit| visit == 2));
         assert!(!slots.covers(0, b"b", |_| true));
@@ -587,16 +607,77 @@ mod tests {
     }
 
     #[test]
-    fn knows_the_tokens_that_may_be_on_their_way() {
+    fn what_is_brought_is_recorded_with_the_next_claim_or_without() {
         let crew = crew(&["a"], 5);
         let mut slots = connected(&crew);
-        slots.post(&[crew], Instant::now());
-        let Some(Order::Claim { index, .. }) = slots.order(0) else {
-            panic!("a claim was expected");
-        };
-        let token = |index: u64| Token::read(format!("3-{index} 1700000000000 a").into_bytes()).unwrap();
-        assert!(slots.may_hold(&token(index)));
-        assert!(!slots.may_hold(&token(index + 2)));
-        assert!(!slots.may_hold(&token(1)));
+        let crews = [crew];
+        slots.post(&crews, Instant::now());
+        slots.order(0);
+        assert_eq!(slots.answered(0), Some(0));
+        assert!(!slots.brought(0, 7));
+        let index = FIRST_INDEX + 1;
+        assert!(slots.have_brought() && slots.may_hold(&token(index)) && !slots.may_hold(&token(index + 1)));
+        assert!(matches!(slots.order(0), Some(Order::Take(_, known)) if known == index));
+        assert!(slots.claim_again(0, &crews));
+        assert!(matches!(slots.order(0), Some(Order::Claim(_, Some(known))) if known == index));
+        assert_eq!(slots.took(0), Some(7));
+        assert!(!slots.have_brought());
+        assert!(matches!(slots.order(0), Some(Order::Claim(_, None))));
+        // Another slot of the crew has brought one: there may be more.
+        slots.brought(1, 8);
+        assert!(slots.brought(0, 9));
+    }
+
+    #[test]
+    fn a_slot_that_has_lost_its_connection_closes_its_hand_on_the_next_one() {
+        let crew = crew(&["a"], 5);
+        let mut slots = connected(&crew);
+        let now = Instant::now();
+        let crews = [crew];
+        assert!(!slots.may_claim() && slots.owing(now).is_empty());
+        // One that was never used needs no closing.
+        slots.failed(1, None);
+        assert!(slots.owing(now).is_empty());
+        slots.post(&crews, now);
+        slots.order(0);
+        slots.answered(0);
+        slots.brought(0, 7);
+        let later = now + std::time::Duration::from_secs(5);
+        slots.failed(0, Some(later));
+        assert!(slots.may_claim() && slots.have_brought() && slots.may_hold(&token(FIRST_INDEX + 1)));
+        assert!(slots.owing(now).is_empty());
+        assert_eq!((slots.owing(later), slots.owing(later)), (vec![0], vec![]));
+        assert_eq!(slots.order(0), Some(Order::Connect));
+        // It fails at once, before the old hand is closed.
+        let (hand, old) = slots.renew(0).unwrap();
+        assert_eq!((hand.number, old), (3, vec![(1, Some(FIRST_INDEX + 1))]));
+        slots.failed(0, None);
+        assert_eq!(slots.owing(later), [0]);
+        assert_eq!(connect(&mut slots, 0), (3, vec![(1, Some(FIRST_INDEX + 1))]));
+        assert_eq!(slots.closed(0, vec![Some("token")]), [(7, Some("token"))]);
+        assert!(!slots.may_claim() && !slots.have_brought() && slots.owing(later).is_empty());
+    }
+
+    #[test]
+    fn a_lost_lease_takes_the_hands_along() {
+        let crew = crew(&["a"], 6);
+        let mut slots = connected(&crew);
+        let crews = [crew];
+        slots.post(&crews, Instant::now());
+        (0..2).for_each(|slot| drop(slots.order(slot)));
+        slots.answered(1);
+        slots.brought(1, 7);
+        slots.lose();
+        // Of the claim that is outstanding an answer is awaited, and what was brought may have to go back.
+        assert!(slots.is_outstanding_at(0));
+        slots.answered(0);
+        assert!(matches!(slots.order(1), Some(Order::Take(..))));
+        assert_eq!(slots.took(1), Some(7));
+        for slot in 0..2 {
+            assert_eq!(slots.order(slot), None);
+        }
+        assert_eq!(slots.post(&crews, Instant::now()), [0, 1]);
+        assert_eq!(slots.order(0), Some(Order::Connect));
+        assert_eq!(connect(&mut slots, 0), (3, vec![]));
     }
 }

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use processing_tracker_core::events::Event;
 use processing_tracker_core::link::Link;
 use processing_tracker_core::parker::Woken;
-use processing_tracker_core::scripts::{self, Blocked, Fenced, Hand, Proof, Took};
+use processing_tracker_core::registry::Requeueing;
+use processing_tracker_core::scripts::{self, Blocked, Fenced, Hand, LastCall, Proof, Took};
 use processing_tracker_core::settings::Pace;
 use processing_tracker_core::Error;
 use redis::Commands;
@@ -251,7 +252,7 @@ fn comes_once_in_spite_of(is_it: fn(&Request) -> bool, action: Action, within: D
     push(&server, "work", &[job("j")]);
     let taken = taken_by(&tracker, work, &parker, within);
     assert_eq!(&*taken.payload, job("j"));
-    assert_eq!(in_flight(&server), [job("j")]);
+    eventually(SOON, "the one before is acked", || in_flight(&server) == [job("j")]);
     tracker.engine().ack(taken.handle);
     eventually(SOON, "it is acked", || in_flight(&server).is_empty());
     assert_eq!(queue(&server, "work"), NOTHING);
@@ -447,6 +448,154 @@ fn a_queue_whose_claim_is_not_made_again_is_looked_at() {
     until_blocked(&server, 0);
 }
 
+/// Something becomes of a job before its record has a token: what the slot has to say is held up.
+fn before_its_record(
+    what: impl Fn(&Tracker, u64),
+    at_last: impl Fn() -> bool + Send + 'static,
+    then: impl Fn(&RedisServer),
+) {
+    let server = RedisServer::start();
+    let holds = Arc::new(AtomicBool::new(true));
+    let proxy = Proxy::start(server.socket_path(), {
+        let holds = holds.clone();
+        move |request: &Request| match records(request) && holds.load(SeqCst) {
+            true if at_last() => Action::drop_reply(),
+            true => Action::delay(Duration::from_millis(200)),
+            false => Action::pass(),
+        }
+    });
+    let tracker = Tracker::registered(blocking(settings(&proxy.socket_path(), "one")));
+    let work = crew(&tracker, &["work"]);
+    let parker = waits(&tracker, work);
+    until_blocked(&server, 1);
+    push(&server, "work", &[job("j")]);
+    let taken = taken_by(&tracker, work, &parker, QUICK);
+    assert_eq!(in_flight(&server), [job("j")]);
+    assert_eq!(
+        server
+            .connect()
+            .exists::<_, u64>(keys().hands(&tracker.identity()))
+            .unwrap(),
+        1
+    );
+    what(&tracker, taken.handle);
+    then(&server);
+    holds.store(false, SeqCst);
+    assert!(tracker.leave(SOON));
+    then(&server);
+    let () = server.connect().del("queue:work").unwrap();
+    recover_all(&settings(&server.socket_path(), "console")).unwrap();
+    assert_at_rest(&server);
+}
+
+/// A call of `take` that is to record something.
+fn records(request: &Request) -> bool {
+    is_take(request) && request.args().last().is_some_and(|index| !index.is_empty())
+}
+
+#[test]
+fn a_job_may_end_in_any_way_before_its_record_has_a_token() {
+    let is_done = |server: &RedisServer| {
+        eventually(SOON, "it is acked", || in_flight(server).is_empty());
+        assert_eq!(queue(server, "work"), NOTHING);
+    };
+    let is_back = |server: &RedisServer| {
+        eventually(SOON, "it is back", || {
+            in_flight(server).is_empty() && queue(server, "work") == [job("j")]
+        });
+    };
+    for lost in [false, true] {
+        before_its_record(|tracker, handle| tracker.engine().ack(handle), move || lost, is_done);
+        before_its_record(
+            |tracker, handle| tracker.engine().release(handle),
+            move || lost,
+            is_back,
+        );
+        before_its_record(
+            |tracker, handle| tracker.engine().abandon(&[handle]),
+            move || lost,
+            is_back,
+        );
+        let requeues = |tracker: &Tracker, handle| {
+            let Requeueing::Under(parker) = tracker.engine().requeue(handle) else {
+                panic!("it is to be requeued");
+            };
+            assert_eq!(parker.wait(Some(Instant::now() + SOON)), Woken::Done);
+            assert!(!tracker.engine().take_back(handle));
+        };
+        before_its_record(requeues, move || lost, is_back);
+    }
+}
+
+#[test]
+fn a_job_whose_process_dies_before_its_record_has_a_token_is_recovered() {
+    let server = RedisServer::start();
+    let holds = Arc::new(AtomicBool::new(false));
+    let proxy = Proxy::start(server.socket_path(), {
+        let holds = holds.clone();
+        move |request: &Request| match holds.load(SeqCst) || records(request) {
+            true => {
+                holds.store(true, SeqCst);
+                Action::drop_request()
+            }
+            false => Action::pass(),
+        }
+    });
+    let tracker = Tracker::registered(blocking(settings(&proxy.socket_path(), "one")));
+    let work = crew(&tracker, &["work"]);
+    let parker = waits(&tracker, work);
+    until_blocked(&server, 1);
+    push(&server, "work", &[job("j")]);
+    let taken = taken_by(&tracker, work, &parker, QUICK);
+    eventually(SOON, "nothing gets through", || holds.load(SeqCst));
+    assert_eq!(in_flight(&server), [job("j")]);
+    let other = Tracker::registered(settings(&server.socket_path(), "other"));
+    eventually(TTL + SOON, "it is recovered", || queue(&server, "work") == [job("j")]);
+    // It is alive, and its job has been taken from it.
+    holds.store(false, SeqCst);
+    proxy.calm();
+    let lost = tracker.wait_for("it hears of it", is_lease_lost);
+    assert!(matches!(lost, Event::LeaseLost { jobs, .. } if jobs.len() == 1));
+    tracker.engine().ack(taken.handle);
+    assert!(tracker.leave(SOON));
+    assert!(other.leave(SOON));
+    assert_eq!(queue(&server, "work"), [job("j")]);
+    let () = server.connect().del("queue:work").unwrap();
+    assert_at_rest(&server);
+}
+
+#[test]
+fn an_instance_whose_keys_are_gone_while_its_claim_waits_gets_the_job_once_it_is_registered_anew() {
+    let server = RedisServer::start();
+    let mut settings = blocking(settings(&server.socket_path(), "one"));
+    // No beat tells it before.
+    (settings.interval, settings.ttl) = (SOON, SOON * 5);
+    let tracker = Tracker::registered(settings);
+    let work = crew(&tracker, &["work"]);
+    let parker = waits(&tracker, work);
+    until_blocked(&server, 1);
+    for key in our_keys(&server) {
+        let () = server.connect().del(keys().clock().replace("clock", &key)).unwrap();
+    }
+    push(&server, "work", &[job("j")]);
+    // It begins, and is then told that nothing protects it: it goes back, and runs once more.
+    let taken = taken_by(&tracker, work, &parker, QUICK);
+    let lost = tracker.wait_for("it hears of it", is_lease_lost);
+    assert!(matches!(lost, Event::LeaseLost { jobs, .. } if jobs.len() == 1));
+    tracker.engine().ack(taken.handle);
+    let parker = tracker.engine().wait_for_work(work);
+    let taken = match parker {
+        Some(parker) => taken_by(&tracker, work, &parker, SOON),
+        None => tracker.engine().take(work).expect("a job"),
+    };
+    assert_eq!(&*taken.payload, job("j"));
+    tracker.engine().ack(taken.handle);
+    eventually(SOON, "it is acked", || in_flight(&server).is_empty());
+    assert_eq!(queue(&server, "work"), NOTHING);
+    assert!(tracker.leave(SOON));
+    assert_at_rest(&server);
+}
+
 // --- the scripts ---
 
 const PACE: Pace = Pace {
@@ -480,7 +629,10 @@ fn open(server: &RedisServer) -> Link {
 /// Opens this hand, and closes these. Answers the tokens of the jobs that were known there.
 fn opens(link: &mut Link, number: u64, old: &[(u64, Option<u64>)]) -> Vec<Option<(u64, u64)>> {
     match scripts::open(link, &keys(), ME, &hand(number), old).unwrap() {
-        Fenced::Alive(tokens) => tokens.into_iter().map(|token| token.map(|token| token.order())).collect(),
+        Fenced::Alive(tokens) => tokens
+            .into_iter()
+            .map(|token| token.map(|token| token.order()))
+            .collect(),
         Fenced::Lost => panic!("the lease is lost"),
     }
 }
@@ -553,7 +705,10 @@ fn a_claim_takes_the_oldest_and_the_next_one_records_it() {
         "{took:?}"
     );
     assert_eq!(recorded(&server), ["0-7", "0-8"]);
-    assert_eq!(claims(&mut link, 1, None), (Fenced::Alive(Took::Nothing), Blocked::Nothing));
+    assert_eq!(
+        claims(&mut link, 1, None),
+        (Fenced::Alive(Took::Nothing), Blocked::Nothing)
+    );
     // A hand that holds nothing, where Redis has lost it.
     let took = scripts::take(&mut link, &keys(), ME, &hand(1), Some(9)).unwrap();
     assert_eq!(took, Fenced::Alive(Took::Nothing));
@@ -651,7 +806,10 @@ fn a_slot_that_connects_anew_finds_what_it_knows_of_and_puts_back_the_rest() {
     assert_eq!(opens(&mut link, 3, &[(2, Some(8))]), [Some((0, 8))]);
     // Nobody has anything of it any more.
     assert_eq!(opens(&mut link, 4, &[(3, Some(9)), (2, None)]), [None, None]);
-    assert_eq!((recorded(&server), queue(&server, "work")), (vec!["0-7".into(), "0-8".into()], vec![job("left")]));
+    assert_eq!(
+        (recorded(&server), queue(&server, "work")),
+        (vec!["0-7".into(), "0-8".into()], vec![job("left")])
+    );
     let hands: Vec<String> = server.connect().hkeys(keys().hands(ME)).unwrap();
     assert_eq!(hands, ["4"]);
 }
@@ -661,7 +819,11 @@ fn what_an_instance_has_not_heard_of_goes_back_when_it_leaves() {
     let server = RedisServer::start();
     for may_claim in [false, true] {
         let mut link = open(&server);
-        push(&server, "work", &[job("recorded"), job("done"), job("brought"), job("left")]);
+        push(
+            &server,
+            "work",
+            &[job("recorded"), job("done"), job("brought"), job("left")],
+        );
         let recorded = 1 << 32;
         brings(&mut link, 1);
         claims(&mut link, 1, Some(recorded));
@@ -670,7 +832,11 @@ fn what_an_instance_has_not_heard_of_goes_back_when_it_leaves() {
             panic!("{done:?}");
         };
         brings(&mut link, 1);
-        let left = scripts::leave(&mut link, &keys(), ME, &[], &[done.token], &[], may_claim).unwrap();
+        let last = LastCall {
+            acks: vec![done.token],
+            ..LastCall::default()
+        };
+        let left = scripts::leave(&mut link, &keys(), ME, &[], &last, may_claim).unwrap();
         assert_eq!(left, Fenced::Alive(0));
         let mut back = queue(&server, "work");
         assert_eq!(back.pop(), Some(job("left")));
@@ -685,6 +851,27 @@ fn what_an_instance_has_not_heard_of_goes_back_when_it_leaves() {
 }
 
 #[test]
+fn who_leaves_acks_what_is_done_though_it_knows_no_token_of_it() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    opens(&mut link, 2, &[]);
+    push(&server, "work", &[job("one"), job("two")]);
+    brings(&mut link, 1);
+    let recorded = 1 << 32;
+    // Of the one the answer is lost, the other has not been recorded.
+    scripts::take(&mut link, &keys(), ME, &hand(1), Some(recorded)).unwrap();
+    brings(&mut link, 2);
+    let last = LastCall {
+        acks_in_hand: vec![(hand(1), recorded), (hand(2), recorded + 1)],
+        ..LastCall::default()
+    };
+    let left = scripts::leave(&mut link, &keys(), ME, &[], &last, false).unwrap();
+    assert_eq!(left, Fenced::Alive(0));
+    assert_eq!(queue(&server, "work"), NOTHING);
+    assert_at_rest(&server);
+}
+
+#[test]
 fn where_somebody_has_removed_the_lease_the_next_claim_puts_back_what_the_last_has_brought() {
     let server = RedisServer::start();
     for overwritten in [false, true] {
@@ -695,7 +882,10 @@ fn where_somebody_has_removed_the_lease_the_next_claim_puts_back_what_the_last_h
         if overwritten {
             let () = server.connect().set(keys().inflight(ME), "overwritten").unwrap();
         }
-        assert!(matches!(claims(&mut link, 1, Some(7)), (Fenced::Lost, Blocked::Refused(_))));
+        assert!(matches!(
+            claims(&mut link, 1, Some(7)),
+            (Fenced::Lost, Blocked::Refused(_))
+        ));
         assert_eq!(queue(&server, "work"), [job("one"), job("two")]);
         let () = redis::cmd("FLUSHALL").query(&mut server.connect()).unwrap();
     }
@@ -766,9 +956,15 @@ fn in_a_full_redis_what_was_brought_is_recorded_all_the_same() {
     push(&server, "work", &[job("one"), job("two")]);
     brings(&mut link, 1);
     server.config_set("maxmemory", "1");
-    assert!(matches!(claims(&mut link, 1, Some(7)), (Fenced::Alive(Took::Recorded(_)), Blocked::Refused(_))));
+    assert!(matches!(
+        claims(&mut link, 1, Some(7)),
+        (Fenced::Alive(Took::Recorded(_)), Blocked::Refused(_))
+    ));
     assert_eq!(opens(&mut link, 2, &[(1, None)]), [None]);
     server.config_set("maxmemory", "0");
     assert!(is_refused(moves(&mut link, 1)));
-    assert_eq!((recorded(&server), queue(&server, "work")), (vec!["0-7".into()], vec![job("two")]));
+    assert_eq!(
+        (recorded(&server), queue(&server, "work")),
+        (vec!["0-7".into()], vec![job("two")])
+    );
 }

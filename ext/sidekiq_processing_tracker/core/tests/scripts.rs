@@ -151,7 +151,12 @@ impl Bench {
     }
 
     fn try_leave(&mut self, identity: &str, acks: &[Token], requeues: &[Token]) -> Result<Fenced<u64>> {
-        scripts::leave(&mut self.link, &self.keys, identity, &[], acks, requeues, false)
+        let last = scripts::LastCall {
+            acks: acks.to_vec(),
+            requeues: requeues.to_vec(),
+            ..Default::default()
+        };
+        scripts::leave(&mut self.link, &self.keys, identity, &[], &last, false)
     }
 
     fn due(&mut self) -> Option<String> {
@@ -1247,10 +1252,12 @@ fn a_proof_of_death_fences_at_once_unless_there_was_a_beat_since() {
             bench.keys.inflight("me"),
             bench.keys.info("me"),
             bench.keys.due("me"),
+            bench.keys.hands("me"),
+            "queues".into(),
         ] {
             call.key(key);
         }
-        call.arg(&["1000", "5000", "me", "300000", lease_end, "reaper"]);
+        call.arg(&["1000", "5000", "me", "300000", lease_end, "reaper", "", "queue:"]);
         let answer: Vec<Value> = call.invoke(&mut bench.connection).unwrap();
         String::from_redis_value(answer[0].clone()).unwrap()
     };

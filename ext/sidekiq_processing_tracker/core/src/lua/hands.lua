@@ -26,6 +26,15 @@ local function record(hand, inflight, call, index, queue)
   return token
 end
 
+-- The same for a job that the instance knows to be the oldest of this hand, or to have been: it may have a token already, of which
+-- nobody has heard.
+local function record_known(hand, inflight, call, index, queue)
+  for _, token in ipairs(redis.call('HKEYS', inflight)) do
+    if string.match(token, '^%d+%-(%d+) ') == index then return token end
+  end
+  return record(hand, inflight, call, index, queue)
+end
+
 -- All that an instance has in its hands is in flight like all else from here on. (Numbers from 2^33 on are no others'.)
 local function seize(inflight, hands, call, closes)
   local open = redis.pcall('HGETALL', hands)

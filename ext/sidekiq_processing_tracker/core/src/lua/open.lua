@@ -12,14 +12,7 @@ redis.call('HSET', hands, ARGV[2], queue)
 local answer = {'open'}
 for i = 5, #KEYS do
   local hand, number, index = KEYS[i], ARGV[2 * i - 7], ARGV[2 * i - 6]
-  local token = false
-  if index ~= '' then
-    -- It may have been recorded, and the answer lost.
-    for _, field in ipairs(redis.call('HKEYS', inflight)) do
-      if string.match(field, '^%d+%-(%d+) ') == index then token = field end
-    end
-    token = token or record(hand, inflight, call, index, queue)
-  end
+  local token = index ~= '' and record_known(hand, inflight, call, index, queue)
   if empty(hand, queue_key, queues, queue) then
     close(hand)
     redis.call('HDEL', hands, number)

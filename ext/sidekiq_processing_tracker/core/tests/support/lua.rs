@@ -57,7 +57,9 @@ pub fn is_call(request: &Request, script: &Script) -> bool {
     }
 }
 
-/// Whether a request may come twice. All of ours may but `register`, which is sent once a nonce.
+/// Whether a request may come twice. All of ours may but `register`, which is sent once a nonce, and a blocking claim, which is never
+/// sent again: it may come late.
 pub fn may_repeat(request: &Request) -> bool {
-    !request.is_setup() && !is_call(request, &REGISTER)
+    let is_claim = request.command() == "BLMOVE" || is_call(request, &TAKE);
+    !request.is_setup() && !is_claim && !is_call(request, &REGISTER)
 }
