@@ -225,11 +225,11 @@ impl Thread<'_> {
             self.signals = Some((Arc::new(Bell::new()?), Arc::new(Alarm::new()?)));
         }
         self.link.connect()?;
-        let Some((hand, old)) = self.shared.state().registry.slots.renew(self.slot) else {
+        let Some(opening) = self.shared.state().registry.slots.renew(self.slot) else {
             return Ok(());
         };
         self.identity = identity;
-        let opened = scripts::open(&mut self.link, &self.shared.keys, &self.identity, &hand, &old)?;
+        let opened = scripts::open(&mut self.link, &self.shared.keys, &self.identity, &opening)?;
         let mut state = self.shared.state();
         match opened {
             Fenced::Alive(tokens) if state.is(&self.identity) => {
@@ -243,7 +243,7 @@ impl Thread<'_> {
                 return Err(Error::Connection("the lease is lost".into()));
             }
         }
-        let id = scripts::prepare_to_block(&mut self.link, &self.shared.keys, &self.identity, &hand)?;
+        let id = scripts::prepare_to_block(&mut self.link, &self.shared.keys, &self.identity, &opening.hand)?;
         let Some(visit) = self.link.visit() else {
             return Err(Error::Connection("the connection is gone".into()));
         };

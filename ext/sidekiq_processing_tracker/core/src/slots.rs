@@ -4,7 +4,7 @@
 use crate::crew::Crew;
 use crate::entry::Token;
 use crate::registry::Handle;
-use crate::scripts::Hand;
+use crate::scripts::{Hand, Opening};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -297,8 +297,8 @@ impl Slots {
         }
     }
 
-    /// A slot has a new connection. Answers the hand that is to be opened for it, and those that are to be closed (`scripts::open`).
-    pub fn renew(&mut self, slot: usize) -> Option<(Hand, Vec<(u64, Option<u64>)>)> {
+    /// A slot has a new connection. Answers the hand that is to be opened for it, and those that are to be closed.
+    pub fn renew(&mut self, slot: usize) -> Option<Opening> {
         let slot = self.slots.get_mut(slot)?;
         if slot.used {
             slot.old.extend(slot.hand.take().map(|hand| (hand, slot.brought)));
@@ -314,7 +314,10 @@ impl Slots {
         };
         let old = slot.old.iter();
         let old = old.map(|(number, brought)| (*number, brought.map(|brought| brought.index)));
-        Some((hand, old.collect()))
+        Some(Opening {
+            hand,
+            old: old.collect(),
+        })
     }
 
     /// A slot has closed its old hands. Answers the jobs that it had there, with their tokens.
@@ -483,9 +486,9 @@ mod tests {
 
     /// Answers the number of its hand, and the hands to close.
     fn connect(slots: &mut Slots, slot: usize) -> (u64, Vec<(u64, Option<u64>)>) {
-        let (hand, old) = slots.renew(slot).unwrap();
+        let opening = slots.renew(slot).unwrap();
         slots.connected(slot, HERE);
-        (hand.number, old)
+        (opening.hand.number, opening.old)
     }
 
     fn token(index: u64) -> Token {
@@ -649,8 +652,11 @@ mod tests {
         assert_eq!((slots.owing(later), slots.owing(later)), (vec![0], vec![]));
         assert_eq!(slots.order(0), Some(Order::Connect));
         // It fails at once, before the old hand is closed.
-        let (hand, old) = slots.renew(0).unwrap();
-        assert_eq!((hand.number, old), (3, vec![(1, Some(FIRST_INDEX + 1))]));
+        let opening = slots.renew(0).unwrap();
+        assert_eq!(
+            (opening.hand.number, opening.old),
+            (3, vec![(1, Some(FIRST_INDEX + 1))])
+        );
         slots.failed(0, None);
         assert_eq!(slots.owing(later), [0]);
         assert_eq!(connect(&mut slots, 0), (3, vec![(1, Some(FIRST_INDEX + 1))]));

@@ -14,7 +14,6 @@ use processing_tracker_core::link::Link;
 use processing_tracker_core::parker::{Parker, Woken};
 use processing_tracker_core::Error;
 use support::crews::{blocked, crew, push, until_blocked, waits, QUICK};
-use support::lua;
 use support::proxy::{Action, At, End, Proxy, Request};
 use support::redis_server::RedisServer;
 use support::tracker::{assert_at_rest, blocking, in_flight, job, queue, settings, target, Tracker, SOON};
@@ -165,11 +164,11 @@ fn a_reader_whose_time_is_up_goes_and_its_claim_is_taken_back() {
 #[test]
 fn half_an_answer_holds_nobody_up_and_its_job_goes_back() {
     let server = RedisServer::start();
-    // Redis has recorded the job, and the process gets some bytes of what it says to that.
+    // Redis has moved the job, and the process gets some bytes of what it says to that.
     let armed = Arc::new(AtomicBool::new(false));
     let proxy = Proxy::start(server.socket_path(), {
         let armed = armed.clone();
-        move |request: &Request| match armed.load(SeqCst) && lua::is_call(request, &lua::TAKE) {
+        move |request: &Request| match armed.load(SeqCst) && request.command() == "BLMOVE" {
             true => Action::cut_reply(At::Byte(7), End::Silence),
             false => Action::pass(),
         }

@@ -19,6 +19,15 @@ pub struct Hand {
     pub queue: Arc<[u8]>,
 }
 
+/// What is to be done for a new connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    /// The hand for its claims.
+    pub hand: Hand,
+    /// Those of the connections before it, by number, each with the index of the job in it that this process knows of.
+    pub old: Vec<(u64, Option<u64>)>,
+}
+
 /// A job that was brought has a record of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
@@ -149,18 +158,13 @@ pub fn block(
     Ok((took(took_reply)?, blocked(blocked_reply)?))
 }
 
-/// Makes a hand for the claims of one connection. `old`: those of the connections before it, each with the index of the job in it that
-/// this process knows of. Answers the tokens of these, one for each old hand. What else is in them goes back.
+/// Opens a hand for the claims of one connection, and closes those before it. Answers the tokens of the jobs that are known there, one
+/// for each old hand. What else is in them goes back.
 ///
 /// # Errors
 /// As for `register`.
-pub fn open(
-    link: &mut Link,
-    keys: &Keys,
-    identity: &str,
-    hand: &Hand,
-    old: &[(u64, Option<u64>)],
-) -> Result<Fenced<Vec<Option<Token>>>> {
+pub fn open(link: &mut Link, keys: &Keys, identity: &str, opening: &Opening) -> Result<Fenced<Vec<Option<Token>>>> {
+    let hand = &opening.hand;
     let mut call = Call::new([
         keys.inflight(identity).into_bytes(),
         keys.hands(identity).into_bytes(),
@@ -168,7 +172,7 @@ pub fn open(
         keys.queue(&hand.queue),
     ]);
     call.arg(&hand.queue[..]).number(hand.number);
-    for (number, index) in old {
+    for (number, index) in &opening.old {
         call.also(keys.hand(identity, *number).into_bytes())
             .number(*number)
             .arg(index.map(|index| index.to_string()).unwrap_or_default());
