@@ -240,9 +240,7 @@ impl Claims {
             self.watch.woken |= state.registry.idle_crews().next().is_some();
             state.registry.hope();
         }
-        let mut sweeps_at = self.swept.1 + SWEEP_EVERY;
-        sweeps_at = state.sweeps.at().map_or(sweeps_at, |at| at.min(sweeps_at));
-        let mut wait = sweeps_at.saturating_duration_since(now);
+        let mut wait = (self.swept.1 + SWEEP_EVERY).saturating_duration_since(now);
         let settles_at = match self.settling {
             Some(_) => self.settle.at,
             None => state.registry.settles_at(),
@@ -535,9 +533,7 @@ impl Claims {
     }
 
     fn sweep(&mut self, identity: &str) -> crate::Result<()> {
-        self.shared.state().sweeps.made();
-        let fields = scripts::fields(&mut self.link, &self.shared.keys, identity);
-        let fields = fields.inspect_err(|_| self.shared.state().sweeps.failed())?;
+        let fields = scripts::fields(&mut self.link, &self.shared.keys, identity)?;
         self.swept = (self.link.generation(), Instant::now());
         match fields {
             Fenced::Lost => self.shared.lose(identity),

@@ -65,7 +65,6 @@ pub(crate) struct State {
     pub distrusted: Option<i64>,
     /// It was told of one.
     pub alarm: bool,
-    pub sweeps: Sweeps,
     /// How many instances there are, as far as this one knows.
     pub instances: u64,
     /// The indexes in which the registered instance stands.
@@ -78,49 +77,6 @@ pub(crate) struct State {
     pub ended: Vec<Arc<Parker>>,
     /// What the slots have lent, when it is back.
     pub returned: [Option<Returned>; slots::MOST],
-}
-
-/// Sweeps that are made before their time: at the start, and when a claim has had no answer.
-#[derive(Debug, Default)]
-pub(crate) struct Sweeps {
-    at: Option<Instant>,
-    again: bool,
-}
-
-impl Sweeps {
-    /// How long after the first the second is made: what was sent on a connection that broke may arrive late.
-    const LATE: Duration = Duration::from_secs(5);
-
-    /// Asks for two: one at once, and one for what comes late.
-    pub fn ask(&mut self) {
-        self.at = Some(Instant::now());
-        self.again = true;
-    }
-
-    /// Asks for one at once.
-    pub fn ask_once(&mut self) {
-        self.at = Some(Instant::now());
-    }
-
-    /// When the next is to be made.
-    pub fn at(&self) -> Option<Instant> {
-        self.at
-    }
-
-    /// One has been made.
-    pub fn made(&mut self) {
-        let now = Instant::now();
-        self.at = match std::mem::take(&mut self.again) {
-            true => Some(now + Self::LATE),
-            // What is still to come is not made by one that others have called for.
-            false => self.at.filter(|at| *at > now),
-        };
-    }
-
-    /// It has failed.
-    pub fn failed(&mut self) {
-        self.ask();
-    }
 }
 
 /// When a beat was sent: for the pace of beats, and by a clock that counts suspension.
@@ -226,7 +182,6 @@ impl Shared {
                 told: None,
                 distrusted: None,
                 alarm: false,
-                sweeps: Sweeps::default(),
                 instances: 1,
                 indexes: Vec::new(),
                 phase: Phase::Running,
@@ -289,10 +244,6 @@ impl Shared {
         state.beat_answered(sent);
         let lost = state.lost.take();
         let first = !std::mem::replace(&mut state.was_registered, true);
-        if first {
-            // For what others have left beside the queues.
-            state.sweeps.ask_once();
-        }
         let identity = state.identity.clone();
         self.works(&mut state, Side::Control);
         drop(state);
