@@ -225,15 +225,15 @@ impl Thread<'_> {
             self.signals = Some((Arc::new(Bell::new()?), Arc::new(Alarm::new()?)));
         }
         self.link.connect()?;
-        let Some(opening) = self.shared.state().registry.slots.renew(self.slot) else {
+        let Some(opening) = self.shared.state().registry.renew_slot(self.slot) else {
             return Ok(());
         };
         self.identity = identity;
         let opened = scripts::open(&mut self.link, &self.shared.keys, &self.identity, &opening)?;
         let mut state = self.shared.state();
         match opened {
-            Fenced::Alive(tokens) if state.is(&self.identity) => {
-                state.registry.closed(self.slot, tokens, Instant::now());
+            Fenced::Alive(closings) if state.is(&self.identity) => {
+                state.registry.closed(self.slot, closings, Instant::now());
                 self.shared.nudge(&mut state);
                 drop(state);
             }
@@ -251,10 +251,10 @@ impl Thread<'_> {
         let mut state = self.shared.state();
         if state.is(&self.identity) {
             state.registry.slots.connected(self.slot, Client { id, visit });
-            self.shared.nudge(&mut state);
         } else {
-            state.registry.slots.failed(self.slot, None);
+            state.registry.slot_failed(self.slot, None);
         }
+        self.shared.nudge(&mut state);
         Ok(())
     }
 

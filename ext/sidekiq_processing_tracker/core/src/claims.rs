@@ -278,7 +278,9 @@ impl Claims {
             return Err(wait.min(WITHDRAWN_WITHIN).max(LINGER));
         } else if leaving && self.swept_last {
             // Drawn up under the lock that says there is nothing else: what comes later comes too late for the process.
-            self.last_call = Some(state.registry.last_call());
+            let (last, waiters) = state.registry.last_call();
+            self.last_call = Some(last);
+            state.ended.extend(waiters);
             return Ok(Task::Leave(identity));
         } else if leaving {
             return Ok(Task::Sweep(identity));
@@ -534,6 +536,7 @@ impl Claims {
 
     fn sweep(&mut self, identity: &str) -> crate::Result<()> {
         let fields = scripts::fields(&mut self.link, &self.shared.keys, identity)?;
+        let hands = scripts::hands(&mut self.link, &self.shared.keys, identity)?;
         self.swept = (self.link.generation(), Instant::now());
         match fields {
             Fenced::Lost => self.shared.lose(identity),
@@ -542,6 +545,7 @@ impl Claims {
                 if state.is(identity) {
                     self.swept_last = state.phase == Phase::Leaving;
                     state.registry.sweep(fields);
+                    state.registry.slots.reopen(hands);
                 }
             }
         }
@@ -612,11 +616,8 @@ impl Claims {
             return Ok(());
         };
         failpoint::reach("before_leave");
-        let (indexes, may_claim) = {
-            let state = shared.state();
-            (state.indexes.clone(), state.registry.slots.may_claim())
-        };
-        let left = scripts::leave(&mut self.link, &shared.keys, identity, &indexes, last, may_claim)?;
+        let indexes = shared.state().indexes.clone();
+        let left = scripts::leave(&mut self.link, &shared.keys, identity, &indexes, last)?;
         failpoint::reach("after_leave");
         if let Fenced::Alive(jobs @ 1..) = left {
             shared.events.push(crate::events::Event::Warning(format!(

@@ -63,12 +63,18 @@ pub fn read(payload: &[u8]) -> Facts {
     }
 }
 
+/// The SHA1 of a payload, in hexadecimal digits.
+#[must_use]
+pub fn sha1(payload: &[u8]) -> String {
+    Sha1::from(payload).digest().to_string()
+}
+
 /// The name under which a job's recoveries are counted: its id, or where it has none the SHA1 of its payload.
 #[must_use]
 pub fn counted_as(facts: &Facts, payload: &[u8]) -> String {
     match &facts.jid {
         Some(jid) if !jid.is_empty() => jid.clone(),
-        _ => Sha1::from(payload).digest().to_string(),
+        _ => sha1(payload),
     }
 }
 

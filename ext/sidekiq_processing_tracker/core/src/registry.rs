@@ -8,8 +8,8 @@ use crate::events::LostJob;
 use crate::parker::{Errand, Parker};
 use crate::payload;
 use crate::recovery::Dropped;
-use crate::scripts::{Done, LastCall, Recorded, Requeue, Turn};
-use crate::slots::{Client, Order, Slots};
+use crate::scripts::{Closing, Done, Known, LastCall, Opening, Recorded, Requeue, Turn};
+use crate::slots::{Brought, Client, Order, Slots};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -307,9 +307,27 @@ impl Registry {
         self.recorded(handle, recorded.token, now);
     }
 
+    /// A slot has a new connection. Answers what is to be done for that.
+    pub fn renew_slot(&mut self, slot: usize) -> Option<Opening> {
+        let hand = self.slots.renew(slot)?;
+        let old = self.slots.old(slot);
+        let old = old.map(|(number, brought)| (number, brought.and_then(|brought| self.known(brought))));
+        Some(Opening {
+            hand,
+            old: old.collect(),
+        })
+    }
+
+    fn known(&self, brought: Brought) -> Option<Known> {
+        Some(Known {
+            index: brought.index,
+            sha1: payload::sha1(&self.jobs.get(&brought.handle)?.payload),
+        })
+    }
+
     /// A slot has closed its old hands, and this is what it had there.
-    pub fn closed(&mut self, slot: usize, tokens: Vec<Option<Token>>, now: Instant) {
-        for (handle, token) in self.slots.closed(slot, tokens) {
+    pub fn closed(&mut self, slot: usize, closings: Vec<Closing>, now: Instant) {
+        for (handle, token) in self.slots.closed(slot, closings) {
             match token {
                 Some(token) => self.recorded(handle, token, now),
                 None => self.vanished(handle),
@@ -991,11 +1009,14 @@ impl Registry {
         }
     }
 
-    /// For a clean exit, when the registry is idle: the acks that are left, and the records of jobs whose threads have gone.
-    pub fn last_call(&mut self) -> LastCall {
+    /// For a clean exit, when the registry is idle: the acks that are left, and the records of jobs whose threads have gone. And who
+    /// waits for that.
+    pub fn last_call(&mut self) -> (LastCall, Vec<Arc<Parker>>) {
         let is_done = |handle: &Handle| matches!(self.jobs.get(handle).map(|job| &job.fate), Some(Fate::Acked));
-        let acks_in_hand = self.slots.in_hand().filter(|(handle, ..)| is_done(handle));
-        let acks_in_hand = acks_in_hand.map(|(_, hand, index)| (hand, index)).collect();
+        let done = self.slots.in_hand().filter(|(_, brought)| is_done(&brought.handle));
+        let acks_in_hand = done.filter_map(|(hand, brought)| Some((hand, self.known(brought)?)));
+        let acks_in_hand = acks_in_hand.collect();
+        let waiters = self.requeue_waiters();
         let mut held: Vec<Token> = Vec::new();
         for (_, job) in self.jobs.drain() {
             if let Record::Kept(token) = job.record {
@@ -1005,11 +1026,13 @@ impl Registry {
         held.extend(self.dropped.drain().map(|(token, _)| token));
         held.sort_by_key(|token| std::cmp::Reverse(token.order()));
         self.oldest_ack = None;
-        LastCall {
+        let last = LastCall {
             acks: std::mem::take(&mut self.acks),
             acks_in_hand,
             requeues: held,
-        }
+            quiet: self.slots.quiet().collect(),
+        };
+        (last, waiters)
     }
 
     /// Classes whose jobs are marked though their payloads do not say so.
@@ -1028,12 +1051,16 @@ impl Registry {
         waiters.append(&mut self.mark_waiters);
         waiters.extend(self.outstanding.iter_mut().flat_map(|turn| turn.marks.drain(..)));
         waiters.extend(self.crews.iter_mut().flat_map(Crew::dismiss));
-        for job in self.jobs.values() {
-            if let Fate::Requeued(parker) = &job.fate {
-                waiters.push(parker.clone());
-            }
-        }
+        waiters.extend(self.requeue_waiters());
         waiters
+    }
+
+    fn requeue_waiters(&self) -> Vec<Arc<Parker>> {
+        let waits = |job: &Job| match &job.fate {
+            Fate::Requeued(parker) => Some(parker.clone()),
+            _ => None,
+        };
+        self.jobs.values().filter_map(waits).collect()
     }
 }
 

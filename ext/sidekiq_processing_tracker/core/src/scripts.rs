@@ -204,14 +204,16 @@ pub fn beat(
 pub struct LastCall {
     /// Those that are done.
     pub acks: Vec<Token>,
-    /// Those that are done and have no token yet, as far as is known: the hand into which each was brought, and the index for its token.
-    pub acks_in_hand: Vec<(Hand, u64)>,
+    /// Those that are done and have no token yet, as far as is known, and the hand into which each was brought.
+    pub acks_in_hand: Vec<(Hand, Known)>,
     /// Those that go back, the newest first.
     pub requeues: Vec<Token>,
+    /// The hands for which no claim is on its way: they need not be closed.
+    pub quiet: Vec<u64>,
 }
 
 /// Leaves for good: does the last call, puts back what it has not heard of, gives up the lease, and leaves the indexes in which it
-/// stands. `may_claim`: a blocking claim may still come, and must take nothing. Answers how many jobs stay for the next reaper.
+/// stands. Answers how many jobs stay for the next reaper.
 ///
 /// # Errors
 /// As for `register`.
@@ -221,7 +223,6 @@ pub fn leave(
     identity: &str,
     indexes: &[Vec<u8>],
     last: &LastCall,
-    may_claim: bool,
 ) -> Result<Fenced<u64>> {
     let mut call = Call::new([
         keys.instances().into_bytes(),
@@ -234,16 +235,19 @@ pub fn leave(
     for index in indexes {
         call.also(index.clone());
     }
-    call.arg(identity)
-        .arg(keys.queue(b""))
-        .arg(if may_claim { "1" } else { "" });
-    call.count(indexes.len()).count(last.acks.len());
+    call.arg(identity).arg(keys.queue(b""));
+    call.count(indexes.len()).count(last.quiet.len());
+    for number in &last.quiet {
+        call.number(*number);
+    }
+    call.count(last.acks.len());
     for token in &last.acks {
         call.arg(token.as_bytes());
     }
     call.count(last.acks_in_hand.len());
-    for (hand, index) in &last.acks_in_hand {
-        call.number(hand.number).number(*index).arg(&hand.queue[..]);
+    for (hand, known) in &last.acks_in_hand {
+        call.number(hand.number).number(known.index);
+        call.arg(known.sha1.as_str()).arg(&hand.queue[..]);
     }
     call.count(last.requeues.len());
     for token in &last.requeues {
@@ -367,6 +371,7 @@ pub fn explain(link: &mut Link, keys: &Keys, identity: &str, error: &Error) -> E
         (keys.instances(), "zset"),
         (keys.inflight(identity), "hash"),
         (keys.info(identity), "hash"),
+        (keys.hands(identity), "hash"),
     ];
     for (key, expected) in expected {
         let mut command = redis::cmd("TYPE");

@@ -377,6 +377,7 @@ fn rights(keys: &Keys) -> Vec<Rights> {
     }
     vec![
         ours,
+        right(&["RPOP"], &keys.key("x"), &keys.key("*")),
         right(&["EXISTS", "LPUSH", "RPOP", "RPUSH"], "queue:x", "queue:*"),
         right(&["SADD"], keys::QUEUES, keys::QUEUES),
         right(&["ZADD", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE"], keys::DEAD, keys::DEAD),

@@ -4,7 +4,7 @@
 use crate::crew::Crew;
 use crate::entry::Token;
 use crate::registry::Handle;
-use crate::scripts::{Hand, Opening};
+use crate::scripts::{Closing, Hand};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,10 +37,11 @@ pub struct Client {
 
 /// A job that is in a hand, and not recorded yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Brought {
+pub struct Brought {
     /// For its token.
-    index: u64,
-    handle: Handle,
+    pub index: u64,
+    /// What the process calls it.
+    pub handle: Handle,
 }
 
 #[derive(Debug)]
@@ -65,6 +66,8 @@ struct Slot {
     ignored: bool,
     /// The lease that its hand belongs to is lost.
     lost: bool,
+    /// It is to open another hand, so as to close those before it.
+    reopens: bool,
     /// It has failed, and makes no claim before.
     rests_until: Option<Instant>,
 }
@@ -84,6 +87,7 @@ impl Slot {
             unwanted: false,
             ignored: false,
             lost: false,
+            reopens: false,
             rests_until: None,
         }
     }
@@ -96,8 +100,14 @@ impl Slot {
 
     /// With a lease that is lost goes its hand, when nothing is left to do for it. Its connection gets another one.
     fn part(&mut self) {
-        if self.lost && !self.outstanding && self.brought.is_none() {
+        if self.outstanding || self.brought.is_some() {
+            return;
+        }
+        if self.lost {
             (self.lost, self.hand, self.used, self.client) = (false, None, false, None);
+        }
+        if std::mem::take(&mut self.reopens) {
+            self.client = None;
         }
     }
 
@@ -269,8 +279,27 @@ impl Slots {
     pub fn lose(&mut self) {
         self.withdraw();
         for slot in &mut self.slots {
-            slot.lost = true;
+            (slot.lost, slot.reopens) = (true, false);
             slot.old.clear();
+            if slot.client.is_none() {
+                slot.brought = None;
+            }
+            slot.part();
+        }
+    }
+
+    /// Redis has these hands, each of a queue. Those of which no slot knows, since Redis has lost that they were closed, are to be closed
+    /// again, like all that could not be so far.
+    pub fn reopen(&mut self, hands: Vec<(u64, Vec<u8>)>) {
+        for (number, queue) in hands {
+            let knows = |slot: &Slot| slot.hand == Some(number) || slot.old.iter().any(|(old, _)| *old == number);
+            if !self.slots.iter().any(knows) {
+                let slot = self.slots.iter_mut().find(|slot| *slot.queue == *queue);
+                slot.into_iter().for_each(|slot| slot.old.push((number, None)));
+            }
+        }
+        for slot in self.slots.iter_mut().filter(|slot| !slot.old.is_empty()) {
+            slot.reopens = slot.client.is_some();
             slot.part();
         }
     }
@@ -297,8 +326,8 @@ impl Slots {
         }
     }
 
-    /// A slot has a new connection. Answers the hand that is to be opened for it, and those that are to be closed.
-    pub fn renew(&mut self, slot: usize) -> Option<Opening> {
+    /// A slot has a new connection. Answers the hand that is to be opened for it; those that are to be closed are its old ones.
+    pub fn renew(&mut self, slot: usize) -> Option<Hand> {
         let slot = self.slots.get_mut(slot)?;
         if slot.used {
             slot.old.extend(slot.hand.take().map(|hand| (hand, slot.brought)));
@@ -308,26 +337,35 @@ impl Slots {
             self.hands
         });
         (slot.used, slot.brought) = (false, None);
-        let hand = Hand {
+        Some(Hand {
             number,
             queue: slot.queue.clone(),
-        };
-        let old = slot.old.iter();
-        let old = old.map(|(number, brought)| (*number, brought.map(|brought| brought.index)));
-        Some(Opening {
-            hand,
-            old: old.collect(),
         })
     }
 
+    /// The old hands of a slot, and what is known to be in them.
+    pub fn old(&self, slot: usize) -> impl Iterator<Item = (u64, Option<Brought>)> + '_ {
+        self.slots
+            .get(slot)
+            .into_iter()
+            .flat_map(|slot| slot.old.iter().copied())
+    }
+
     /// A slot has closed its old hands. Answers the jobs that it had there, with their tokens.
-    pub fn closed<T>(&mut self, slot: usize, tokens: Vec<Option<T>>) -> Vec<(Handle, Option<T>)> {
-        let old = self.slots.get_mut(slot).map(|slot| std::mem::take(&mut slot.old));
-        let handles = old.into_iter().flatten().map(|(_, brought)| brought);
-        let pairs = handles.zip(tokens);
-        pairs
-            .filter_map(|(brought, token)| Some((brought?.handle, token)))
-            .collect()
+    pub fn closed(&mut self, slot: usize, closings: Vec<Closing>) -> Vec<(Handle, Option<Token>)> {
+        let mut ended = Vec::new();
+        let Some(slot) = self.slots.get_mut(slot) else {
+            return ended;
+        };
+        let count = closings.len().min(slot.old.len());
+        let old: Vec<_> = slot.old.drain(..count).collect();
+        for ((number, brought), closing) in old.into_iter().zip(closings) {
+            ended.extend(brought.map(|brought| (brought.handle, closing.token)));
+            if !closing.closed {
+                slot.old.push((number, None));
+            }
+        }
+        ended
     }
 
     /// A slot has a connection.
@@ -417,20 +455,23 @@ impl Slots {
         self.slots.iter().any(|slot| slot.in_hand().next().is_some())
     }
 
-    /// These jobs, each with its hand and the index for its token.
-    pub fn in_hand(&self) -> impl Iterator<Item = (Handle, Hand, u64)> + '_ {
+    /// These jobs, each with its hand.
+    pub fn in_hand(&self) -> impl Iterator<Item = (Hand, Brought)> + '_ {
         self.slots.iter().flat_map(|slot| {
             slot.in_hand().map(|(number, brought)| {
                 let queue = slot.queue.clone();
-                (brought.handle, Hand { number, queue }, brought.index)
+                (Hand { number, queue }, brought)
             })
         })
     }
 
-    /// Whether a claim may still come to Redis of which nothing is heard here.
-    #[must_use]
-    pub fn may_claim(&self) -> bool {
-        self.slots.iter().any(|slot| slot.outstanding || slot.owes())
+    /// The hands for which no claim can be on its way.
+    pub fn quiet(&self) -> impl Iterator<Item = u64> + '_ {
+        let quiet = self
+            .slots
+            .iter()
+            .filter(|slot| slot.client.is_some() && !slot.outstanding);
+        quiet.filter_map(|slot| slot.hand)
     }
 
     /// Whether a claim of this slot is outstanding.
@@ -486,9 +527,13 @@ mod tests {
 
     /// Answers the number of its hand, and the hands to close.
     fn connect(slots: &mut Slots, slot: usize) -> (u64, Vec<(u64, Option<u64>)>) {
-        let opening = slots.renew(slot).unwrap();
+        let hand = slots.renew(slot).unwrap();
+        let old = slots
+            .old(slot)
+            .map(|(number, brought)| (number, brought.map(|brought| brought.index)));
+        let old = old.collect();
         slots.connected(slot, HERE);
-        (opening.hand.number, opening.old)
+        (hand.number, old)
     }
 
     fn token(index: u64) -> Token {
@@ -637,7 +682,7 @@ mod tests {
         let mut slots = connected(&crew);
         let now = Instant::now();
         let crews = [crew];
-        assert!(!slots.may_claim() && slots.owing(now).is_empty());
+        assert_eq!(slots.quiet().collect::<Vec<_>>(), [1, 2]);
         // One that was never used needs no closing.
         slots.failed(1, None);
         assert!(slots.owing(now).is_empty());
@@ -647,21 +692,37 @@ mod tests {
         slots.brought(0, 7);
         let later = now + std::time::Duration::from_secs(5);
         slots.failed(0, Some(later));
-        assert!(slots.may_claim() && slots.have_brought() && slots.may_hold(&token(FIRST_INDEX + 1)));
+        assert!(slots.quiet().next().is_none() && slots.have_brought() && slots.may_hold(&token(FIRST_INDEX + 1)));
         assert!(slots.owing(now).is_empty());
         assert_eq!((slots.owing(later), slots.owing(later)), (vec![0], vec![]));
         assert_eq!(slots.order(0), Some(Order::Connect));
         // It fails at once, before the old hand is closed.
-        let opening = slots.renew(0).unwrap();
-        assert_eq!(
-            (opening.hand.number, opening.old),
-            (3, vec![(1, Some(FIRST_INDEX + 1))])
-        );
+        assert_eq!(slots.renew(0).unwrap().number, 3);
         slots.failed(0, None);
         assert_eq!(slots.owing(later), [0]);
         assert_eq!(connect(&mut slots, 0), (3, vec![(1, Some(FIRST_INDEX + 1))]));
-        assert_eq!(slots.closed(0, vec![Some("token")]), [(7, Some("token"))]);
-        assert!(!slots.may_claim() && !slots.have_brought() && slots.owing(later).is_empty());
+        let closing = |token, closed| Closing { token, closed };
+        let index = FIRST_INDEX + 1;
+        assert_eq!(
+            slots.closed(0, vec![closing(Some(token(index)), false)]),
+            [(7, Some(token(index)))]
+        );
+        assert!(!slots.have_brought() && slots.owing(later).is_empty());
+        // What could not be closed is tried again with each sweep, and so is what Redis has though it was closed.
+        slots.reopen(vec![
+            (3, b"a".to_vec()),
+            (1, b"a".to_vec()),
+            (9, b"a".to_vec()),
+            (10, b"b".to_vec()),
+        ]);
+        assert_eq!(slots.owing(later), [0]);
+        assert_eq!(connect(&mut slots, 0), (3, vec![(1, None), (9, None)]));
+        assert_eq!(
+            slots.closed(0, vec![closing(None, true), closing(None, true)]),
+            [(7, None); 0]
+        );
+        slots.reopen(vec![(3, b"a".to_vec())]);
+        assert_eq!(slots.owing(later), [0_usize; 0]);
     }
 
     #[test]
@@ -685,5 +746,26 @@ mod tests {
         assert_eq!(slots.post(&crews, Instant::now()), [0, 1]);
         assert_eq!(slots.order(0), Some(Order::Connect));
         assert_eq!(connect(&mut slots, 0), (3, vec![]));
+    }
+
+    #[test]
+    fn a_lease_that_is_lost_while_a_slot_has_no_connection_leaves_no_trace_in_it() {
+        let crew = crew(&["a"], 6);
+        let mut slots = connected(&crew);
+        let crews = [crew];
+        slots.post(&crews, Instant::now());
+        slots.order(0);
+        slots.answered(0);
+        slots.brought(0, 7);
+        slots.failed(0, None);
+        slots.lose();
+        assert!(!slots.have_brought());
+        assert_eq!(slots.post(&crews, Instant::now()), [0]);
+        assert_eq!(connect(&mut slots, 0), (3, vec![]));
+        slots.post(&crews, Instant::now());
+        assert!(matches!(slots.order(0), Some(Order::Claim(..))));
+        slots.answered(0);
+        slots.brought(0, 8);
+        assert!(matches!(slots.order(0), Some(Order::Take(..))));
     }
 }

@@ -16,7 +16,7 @@ use processing_tracker_core::events::Event;
 use processing_tracker_core::link::Link;
 use processing_tracker_core::parker::Woken;
 use processing_tracker_core::registry::Requeueing;
-use processing_tracker_core::scripts::{self, Blocked, Fenced, Hand, LastCall, Opening, Proof, Took};
+use processing_tracker_core::scripts::{self, Blocked, Closing, Fenced, Hand, Known, LastCall, Opening, Proof, Took};
 use processing_tracker_core::settings::Pace;
 use processing_tracker_core::Error;
 use redis::Commands;
@@ -623,7 +623,7 @@ fn registered(server: &RedisServer) -> Link {
     link
 }
 
-fn opening(number: u64, old: &[(u64, Option<u64>)]) -> Opening {
+fn opening(number: u64, old: &[(u64, Option<Known>)]) -> Opening {
     Opening {
         hand: hand(number),
         old: old.to_vec(),
@@ -638,13 +638,21 @@ fn open(server: &RedisServer) -> Link {
 }
 
 /// Opens this hand, and closes these. Answers the tokens of the jobs that were known there.
-fn opens(link: &mut Link, number: u64, old: &[(u64, Option<u64>)]) -> Vec<Option<(u64, u64)>> {
+fn opens(link: &mut Link, number: u64, old: &[(u64, Option<Known>)]) -> Vec<Option<(u64, u64)>> {
     match scripts::open(link, &keys(), ME, &opening(number, old)).unwrap() {
-        Fenced::Alive(tokens) => tokens
+        Fenced::Alive(closings) => closings
             .into_iter()
-            .map(|token| token.map(|token| token.order()))
+            .map(|closing| closing.token.map(|token| token.order()))
             .collect(),
         Fenced::Lost => panic!("the lease is lost"),
+    }
+}
+
+/// What is known of a job in a hand.
+fn known(index: u64, jid: &str) -> Known {
+    Known {
+        index,
+        sha1: processing_tracker_core::payload::sha1(&job(jid)),
     }
 }
 
@@ -798,7 +806,7 @@ fn a_slot_that_connects_anew_finds_what_it_knows_of_and_puts_back_the_rest() {
     moves(&mut link, 1).unwrap();
     for _ in 0..2 {
         // A repetition answers the same.
-        assert_eq!(opens(&mut link, 2, &[(1, Some(7))]), [Some((0, 7))]);
+        assert_eq!(opens(&mut link, 2, &[(1, Some(known(7, "known")))]), [Some((0, 7))]);
         assert_eq!(in_flight(&server), [job("known")]);
         assert_eq!(queue(&server, "work"), [job("unknown"), job("left")]);
     }
@@ -814,9 +822,12 @@ fn a_slot_that_connects_anew_finds_what_it_knows_of_and_puts_back_the_rest() {
     // Its record was made, and the answer lost.
     assert_eq!(brings(&mut link, 2), job("unknown"));
     scripts::take(&mut link, &keys(), ME, &hand(2), Some(8)).unwrap();
-    assert_eq!(opens(&mut link, 3, &[(2, Some(8))]), [Some((0, 8))]);
+    assert_eq!(opens(&mut link, 3, &[(2, Some(known(8, "unknown")))]), [Some((0, 8))]);
     // Nobody has anything of it any more.
-    assert_eq!(opens(&mut link, 4, &[(3, Some(9)), (2, None)]), [None, None]);
+    assert_eq!(
+        opens(&mut link, 4, &[(3, Some(known(9, "gone"))), (2, None)]),
+        [None, None]
+    );
     assert_eq!(
         (recorded(&server), queue(&server, "work")),
         (vec!["0-7".into(), "0-8".into()], vec![job("left")])
@@ -828,7 +839,7 @@ fn a_slot_that_connects_anew_finds_what_it_knows_of_and_puts_back_the_rest() {
 #[test]
 fn what_an_instance_has_not_heard_of_goes_back_when_it_leaves() {
     let server = RedisServer::start();
-    for may_claim in [false, true] {
+    for is_quiet in [true, false] {
         let mut link = open(&server);
         push(
             &server,
@@ -845,16 +856,17 @@ fn what_an_instance_has_not_heard_of_goes_back_when_it_leaves() {
         brings(&mut link, 1);
         let last = LastCall {
             acks: vec![done.token],
+            quiet: if is_quiet { vec![1] } else { vec![] },
             ..LastCall::default()
         };
-        let left = scripts::leave(&mut link, &keys(), ME, &[], &last, may_claim).unwrap();
+        let left = scripts::leave(&mut link, &keys(), ME, &[], &last).unwrap();
         assert_eq!(left, Fenced::Alive(0));
         let mut back = queue(&server, "work");
         assert_eq!(back.pop(), Some(job("left")));
         back.sort();
         assert_eq!(back, [job("brought"), job("recorded")]);
-        assert_eq!(our_keys(&server).iter().any(|key| key.starts_with("hands")), may_claim);
-        assert_eq!(is_refused(moves(&mut link, 1)), may_claim);
+        assert_eq!(our_keys(&server).iter().any(|key| key.starts_with("hands")), !is_quiet);
+        assert_eq!(is_refused(moves(&mut link, 1)), !is_quiet);
         let () = server.connect().del("queue:work").unwrap();
         let () = server.connect().del(keys().hand(ME, 1)).unwrap();
         assert_at_rest(&server);
@@ -873,10 +885,11 @@ fn who_leaves_acks_what_is_done_though_it_knows_no_token_of_it() {
     scripts::take(&mut link, &keys(), ME, &hand(1), Some(recorded)).unwrap();
     brings(&mut link, 2);
     let last = LastCall {
-        acks_in_hand: vec![(hand(1), recorded), (hand(2), recorded + 1)],
+        acks_in_hand: vec![(hand(1), known(recorded, "one")), (hand(2), known(recorded + 1, "two"))],
+        quiet: vec![1, 2],
         ..LastCall::default()
     };
-    let left = scripts::leave(&mut link, &keys(), ME, &[], &last, false).unwrap();
+    let left = scripts::leave(&mut link, &keys(), ME, &[], &last).unwrap();
     assert_eq!(left, Fenced::Alive(0));
     assert_eq!(queue(&server, "work"), NOTHING);
     assert_at_rest(&server);
@@ -933,6 +946,82 @@ fn what_cannot_go_back_stays_in_the_hand() {
     assert_eq!(recorded(&server).len(), 1);
     recover_all(&settings(&server.socket_path(), "console")).unwrap();
     assert_eq!(queue(&server, "work"), [job("j")]);
+}
+
+#[test]
+fn what_redis_has_lost_of_a_hand_is_not_taken_for_something_else() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    push(&server, "work", &[job("there"), job("lost")]);
+    brings(&mut link, 1);
+    // It knows of another, which lies in its queue again.
+    assert_eq!(opens(&mut link, 2, &[(1, Some(known(7, "lost")))]), [None]);
+    assert_eq!((in_flight(&server), recorded(&server)), (vec![], vec![]));
+    assert_eq!(queue(&server, "work"), [job("there"), job("lost")]);
+    brings(&mut link, 2);
+    let last = LastCall {
+        acks_in_hand: vec![(hand(2), known(8, "lost"))],
+        ..LastCall::default()
+    };
+    scripts::leave(&mut link, &keys(), ME, &[], &last).unwrap();
+    let mut left = queue(&server, "work");
+    left.extend(in_flight(&server));
+    assert_eq!(left.len(), 2);
+}
+
+#[test]
+fn what_redis_refuses_is_no_empty_hand() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    push(&server, "work", &[job("j")]);
+    brings(&mut link, 1);
+    let rights = |rule: &str| {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg(USER).arg(rule);
+        command.exec(&mut server.connect()).unwrap();
+    };
+    rights("-rpop");
+    let taken = scripts::take(&mut link, &keys(), ME, &hand(1), Some(7));
+    assert!(matches!(taken, Err(Error::Refused(_))), "{taken:?}");
+    let mut reaper = support::tracker::link(&server);
+    let lease_end = scripts::instances(&mut reaper, &keys()).unwrap().pop().unwrap().1;
+    let proof = Proof {
+        lease_end: lease_end.to_string().into_bytes(),
+        process_ended: false,
+        told: String::new(),
+    };
+    let reaped = scripts::reap(&mut reaper, &keys(), PACE, ME.as_bytes(), "r", PACE.ttl, Some(&proof));
+    assert!(reaped.is_err());
+    assert_eq!(in_flight(&server), [job("j")]);
+    rights("+rpop");
+    fences(&mut reaper);
+    assert_eq!(recorded(&server).len(), 1);
+}
+
+#[test]
+fn a_hand_that_cannot_be_closed_is_told() {
+    let server = RedisServer::start();
+    let mut link = open(&server);
+    push(&server, "work", &[job("j")]);
+    brings(&mut link, 1);
+    let () = server.connect().set("queue:work", "no list").unwrap();
+    let closing = |token, closed| Closing { token, closed };
+    let old = [(1, None)];
+    let opened = scripts::open(&mut link, &keys(), ME, &opening(2, &old)).unwrap();
+    assert_eq!(opened, Fenced::Alive(vec![closing(None, false)]));
+    let mut hands = scripts::hands(&mut link, &keys(), ME).unwrap();
+    hands.sort();
+    assert_eq!(hands, [(1, b"work".to_vec()), (2, b"work".to_vec())]);
+    let () = server.connect().del("queue:work").unwrap();
+    let opened = scripts::open(&mut link, &keys(), ME, &opening(3, &old)).unwrap();
+    assert_eq!(opened, Fenced::Alive(vec![closing(None, true)]));
+    assert_eq!(queue(&server, "work"), [job("j")]);
+    // Also where somebody has overwritten the list of hands.
+    let () = server.connect().del(keys().hands(ME)).unwrap();
+    let () = server.connect().set(keys().hands(ME), "x").unwrap();
+    assert_eq!(scripts::hands(&mut link, &keys(), ME).unwrap(), []);
+    opens(&mut link, 4, &[]);
+    assert_eq!(scripts::hands(&mut link, &keys(), ME).unwrap(), [(4, b"work".to_vec())]);
 }
 
 #[test]

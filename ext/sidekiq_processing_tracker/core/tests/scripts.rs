@@ -156,7 +156,7 @@ impl Bench {
             requeues: requeues.to_vec(),
             ..Default::default()
         };
-        scripts::leave(&mut self.link, &self.keys, identity, &[], &last, false)
+        scripts::leave(&mut self.link, &self.keys, identity, &[], &last)
     }
 
     fn due(&mut self) -> Option<String> {

@@ -1,11 +1,11 @@
 -- leave: a clean exit. Acks, puts back what the instance still holds, gives up the lease and deregisters.
 -- KEYS: instances inflight info queues due hands, the indexes in which it stands, [queue key]...
--- ARGV: identity, what the keys of queues begin with, '1' where a blocking claim may still come (else ''), indexes n, acks n, then n tokens,
---       acks n of jobs whose tokens are not known, then n times: number of the hand, index, queue, requeues n, then n times: token, queue key (index in KEYS), queue
+-- ARGV: identity, what the keys of queues begin with, indexes n, quiet hands n, then n numbers, acks n, then n tokens,
+--       acks n of jobs whose tokens are not known, then n times: number of the hand, index, SHA1 of the payload, queue, requeues n, then n times: token, queue key (index in KEYS), queue
 -- Answers: 'lost', or 'left' and how many jobs stay for the next reaper
 local instances, inflight, info, queues, due, hands = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local identity, queue_prefix, indexes = ARGV[1], ARGV[2], tonumber(ARGV[4])
-local position = 4
+local identity, queue_prefix, indexes = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local position = 3
 local function take()
   position = position + 1
   return ARGV[position]
@@ -13,20 +13,23 @@ end
 
 local call = lease_of(inflight)
 if not call then return {'lost'} end
+local quiet = {}
+for _ = 1, tonumber(take()) do
+  quiet[take()] = true
+end
 for _ = 1, tonumber(take()) do
   drop(inflight, {take()})
 end
 redis.call('HDEL', inflight, '-')
 for _ = 1, tonumber(take()) do
-  local hand, index, queue = hands .. ':' .. take(), take(), take()
-  local token = record_known(hand, inflight, call, index, queue)
+  local token = record_known(hands .. ':' .. take(), inflight, call, take(), take(), take())
   if token then drop(inflight, {token}) end
 end
 for _ = 1, tonumber(take()) do
   local token, key, queue = take(), KEYS[tonumber(take())], take()
   give_back(inflight, token, key, queues, queue)
 end
-seize(inflight, hands, call, ARGV[3] == '1')
+seize(inflight, hands, call, quiet)
 -- Jobs that a blocking claim has brought (their numbers begin at 2^32), and of which the instance has not heard.
 for _, token in ipairs(redis.call('HKEYS', inflight)) do
   local index, queue = string.match(token, '^%d+%-(%d+) %d+ (.*)$')

@@ -29,14 +29,15 @@ local held_until = now + math.min(2 * step, tonumber(ARGV[4]))
 if kind ~= 'hash' and kind ~= 'none' then
   -- It must not be named before all others for ever.
   redis.call('ZADD', instances, held_until, identity)
-  local open = redis.pcall('HGETALL', hands)
-  for i = 1, open.err and 0 or #open, 2 do
+  local open = answer_of('HGETALL', hands) or {}
+  for i = 1, #open, 2 do
     local hand, queue = hands .. ':' .. open[i], open[i + 1]
-    if empty(hand, ARGV[8] .. queue, KEYS[7], queue) then close(hand) end
+    empty(hand, ARGV[8] .. queue, KEYS[7], queue)
+    close(hand)
   end
   return {'overwritten'}
 end
-seize(inflight, hands, redis.call('HGET', inflight, 'call') or '0', true)
+seize(inflight, hands, redis.call('HGET', inflight, 'call') or '0', {})
 redis.call('HDEL', inflight, 'call')
 local kind_of_info = redis.call('TYPE', info).ok
 -- Somebody has overwritten it. What it said is gone anyway.

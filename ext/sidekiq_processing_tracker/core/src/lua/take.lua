@@ -10,18 +10,22 @@ local call = lease_of(inflight)
 if not call then
   redis.pcall('HDEL', inflight, '-') -- allowed when memory is full, and then so is every write after it
   -- Who takes a lease has closed the hands with it. But somebody may just have removed the instance's keys.
-  if empty(hand, queue, KEYS[5], name) then close(hand) end
+  empty(hand, queue, KEYS[5], name)
+  close(hand)
   return {'lost'}
 end
 local token = index ~= '' and record(hand, inflight, call, index, name)
-if redis.pcall('HEXISTS', hands, number) ~= 1 then
+if answer_of('HEXISTS', hands, number) ~= 1 then
   if not token then
     redis.call('HDEL', inflight, '-')
-    if redis.call('TYPE', hand).ok ~= 'list' then close(hand) end
+    close(hand)
     return {'closed'}
   end
   -- Somebody has removed the list of hands, since a closed one holds nothing.
-  redis.call('HSET', hands, number, name)
+  if not answer_of('HSET', hands, number, name) then
+    redis.call('DEL', hands)
+    redis.call('HSET', hands, number, name)
+  end
 end
 if not token then return {'none'} end
 local more = redis.pcall('LLEN', queue)

@@ -19,13 +19,31 @@ pub struct Hand {
     pub queue: Arc<[u8]>,
 }
 
+/// What a process knows of a job that it has been given out of a hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// For its token.
+    pub index: u64,
+    /// The SHA1 of its payload, in hexadecimal digits.
+    pub sha1: String,
+}
+
 /// What is to be done for a new connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
     /// The hand for its claims.
     pub hand: Hand,
-    /// Those of the connections before it, by number, each with the index of the job in it that this process knows of.
-    pub old: Vec<(u64, Option<u64>)>,
+    /// Those of the connections before it, by number, each with the job in it that this process knows of.
+    pub old: Vec<(u64, Option<Known>)>,
+}
+
+/// What became of an old hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closing {
+    /// The token of the job that was known there.
+    pub token: Option<Token>,
+    /// Whether it is closed; not so where something in it cannot go back to its queue.
+    pub closed: bool,
 }
 
 /// A job that was brought has a record of its own.
@@ -158,12 +176,12 @@ pub fn block(
     Ok((took(took_reply)?, blocked(blocked_reply)?))
 }
 
-/// Opens a hand for the claims of one connection, and closes those before it. Answers the tokens of the jobs that are known there, one
-/// for each old hand. What else is in them goes back.
+/// Opens a hand for the claims of one connection, and closes those before it. Answers what became of each. What nobody knows of that is
+/// in them goes back.
 ///
 /// # Errors
 /// As for `register`.
-pub fn open(link: &mut Link, keys: &Keys, identity: &str, opening: &Opening) -> Result<Fenced<Vec<Option<Token>>>> {
+pub fn open(link: &mut Link, keys: &Keys, identity: &str, opening: &Opening) -> Result<Fenced<Vec<Closing>>> {
     let hand = &opening.hand;
     let mut call = Call::new([
         keys.inflight(identity).into_bytes(),
@@ -172,24 +190,48 @@ pub fn open(link: &mut Link, keys: &Keys, identity: &str, opening: &Opening) -> 
         keys.queue(&hand.queue),
     ]);
     call.arg(&hand.queue[..]).number(hand.number);
-    for (number, index) in &opening.old {
-        call.also(keys.hand(identity, *number).into_bytes())
-            .number(*number)
-            .arg(index.map(|index| index.to_string()).unwrap_or_default());
+    for (number, known) in &opening.old {
+        call.also(keys.hand(identity, *number).into_bytes()).number(*number);
+        match known {
+            Some(known) => call.number(known.index).arg(known.sha1.as_str()),
+            None => call.arg("").arg(""),
+        };
     }
     let mut answer = Answer::to("open", link.run(&OPEN, &call)?)?;
     if answer.text()? == "lost" {
         return Ok(Fenced::Lost);
     }
-    let mut tokens = Vec::new();
-    for token in answer.all_bytes()? {
-        tokens.push(if token.is_empty() {
-            None
-        } else {
-            Some(token_of("open", token)?)
+    let mut closings = Vec::new();
+    while !answer.is_empty() {
+        let token = answer.bytes()?;
+        closings.push(Closing {
+            token: match &token[..] {
+                [] => None,
+                _ => Some(token_of("open", token)?),
+            },
+            closed: answer.number()? == 1,
         });
     }
-    Ok(Fenced::Alive(tokens))
+    Ok(Fenced::Alive(closings))
+}
+
+/// The open hands of an instance, by number, and the queue of each.
+///
+/// # Errors
+/// As for `register`.
+pub fn hands(link: &mut Link, keys: &Keys, identity: &str) -> Result<Vec<(u64, Vec<u8>)>> {
+    let mut command = redis::cmd("HGETALL");
+    let mut answer = match link.command(command.arg(keys.hands(identity))) {
+        // Somebody has overwritten it.
+        Err(Error::Refused(text)) if text.contains("WRONGTYPE") => return Ok(Vec::new()),
+        answer => Answer::to("HGETALL", answer?)?,
+    };
+    let mut hands = Vec::new();
+    while !answer.is_empty() {
+        let (number, queue) = (answer.text()?, answer.bytes()?);
+        hands.extend(number.parse().ok().map(|number| (number, queue)));
+    }
+    Ok(hands)
 }
 
 /// The id of this connection, by which another can end its wait.
