@@ -99,19 +99,20 @@ RSpec.describe "a Redis that begins to refuse", :own_user do
   end
 
   with_fetch(:native) do
-    it "the tracker's rights: no job is taken until it has them again, and what runs goes on" do
+    it "the tracker's rights: nothing but what it waits for already is taken until it has them again, and what runs goes on" do
       first = tracked_job
       waiting = nil
       outage(/NOPERM/, "NOPERM",
         ruins: -> { redis.call("ACL", "SETUSER", "tracker", "-@all") },
         mends: -> { redis.call("ACL", "SETUSER", "tracker", "+@all") }) do
-        waiting = push
+        waiting = Array.new(10) { push }
         gate.open
-        eventually("the end of the job") { sidekiq.done == [first] }
+        eventually("the end of the job") { sidekiq.done.include?(first) }
+        # A Redis older than 7.2 does not ask again for the rights of a claim that waits. There may be two.
+        expect(sidekiq.started.size).to be <= 3
       end
-      expect(sidekiq.started.size).to be <= 2
-      sidekiq.runs(waiting)
-      expect_good_end(first, waiting)
+      sidekiq.runs(*waiting)
+      expect_good_end(first, *waiting)
     end
   end
 
