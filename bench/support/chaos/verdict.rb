@@ -9,9 +9,9 @@ module Bench
       # One run of a job, from its beginning to its end if it had one. `outcome`: end, fail, cut.
       Execution = Struct.new(:life, :began_at, :ended_at, :outcome)
 
-      # Keys of the tracker that remain (docs/protocol.md, promise 7). Counters must have an end.
-      REMAINS = /\A#{Run::NAMESPACE}:(clock|journal|stats|recoveries(:.+)?)\z/
-      COUNTER = /\A#{Run::NAMESPACE}:recoveries/
+      # Keys of the tracker that remain (docs/protocol.md, promise 7). Counters and closed hands must have an end.
+      REMAINS = /\A#{Run::NAMESPACE}:(clock|journal|stats|recoveries(:.+)?|hands:[^:]+:\d+:\h+:\d+)\z/
+      ENDS = /\A#{Run::NAMESPACE}:(recoveries|hands)/
       # Keys of Sidekiq's and the benchmark's own that say that something is left.
       LEFT_OVER = /\A(queue:.+|retry|schedule)\z/
       # A job that ends so shortly before Sidekiq's time is up may be put back all the same.
@@ -237,7 +237,7 @@ module Bench
         @run.keys.each do |key, ttl|
           ours = key.start_with?(Run::NAMESPACE)
           wrong("the key #{key} is left") if key.match?(LEFT_OVER) || (ours && !key.match?(REMAINS))
-          wrong("the counter #{key} would stay for ever") if key.match?(COUNTER) && ttl.negative?
+          wrong("the key #{key} would stay for ever") if key.match?(ENDS) && ttl.negative?
         end
       end
 
