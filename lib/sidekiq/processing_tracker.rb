@@ -243,8 +243,8 @@ module Sidekiq
       def instances = Watch.new(config).instances
 
       # The jobs that are on record as running, of dead processes too. They are read from Redis as the Enumerator is
-      # used, in pages of 1 MB or so, and anew each time. A job that comes or goes meanwhile may be missing or be there, and
-      # one may come twice while Redis makes its table smaller.
+      # used, in pages of 1 MB or so, and anew each time. A job that comes or goes meanwhile may be missing or be there, as may
+      # one that has begun less than a millisecond ago, and one may come twice while Redis makes its table smaller.
       #
       #   Sidekiq::ProcessingTracker.in_flight.select { |job| job.since < Time.now - 3600 }.first(10)
       #
