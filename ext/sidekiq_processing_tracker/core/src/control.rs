@@ -429,7 +429,10 @@ impl Control {
             return Ok(true);
         };
         let shared = &self.shared;
-        if let Progress::Done(report) = recovery.step(&mut self.link, reaper, |event| shared.events.push(event))? {
+        let mut told = Vec::new();
+        let progress = recovery.step(&mut self.link, reaper, |event| told.push(event));
+        shared.events.push_all(told);
+        if let Progress::Done(report) = progress? {
             let from = recovery.from();
             if let Some(unnoted) = report.unnoted(&reaper.keys) {
                 shared.warn_once("unnoted", unnoted);

@@ -151,6 +151,22 @@ pub enum Next {
     Closed,
 }
 
+impl Inner {
+    fn push(&mut self, mut event: Event) {
+        if self.queue.len() >= MOST {
+            self.dropped += 1;
+            return;
+        }
+        let bytes = self.payloads + event.payload_size();
+        if bytes <= MOST_PAYLOADS {
+            self.payloads = bytes;
+        } else if let Event::Settled(settled) = &mut event {
+            settled.payload = None;
+        }
+        self.queue.push_back(event);
+    }
+}
+
 impl Event {
     fn payload_size(&self) -> usize {
         match self {
@@ -167,20 +183,21 @@ impl PartialEq for Parker {
 }
 
 impl Events {
-    pub(crate) fn push(&self, mut event: Event) {
+    pub(crate) fn push(&self, event: Event) {
+        self.push_all([event]);
+    }
+
+    /// The reader is woken once for all of them.
+    pub(crate) fn push_all(&self, events: impl IntoIterator<Item = Event>) {
         let mut inner = lock(&self.inner);
-        if inner.queue.len() < MOST {
-            let bytes = inner.payloads + event.payload_size();
-            if bytes <= MOST_PAYLOADS {
-                inner.payloads = bytes;
-            } else if let Event::Settled(settled) = &mut event {
-                settled.payload = None;
-            }
-            inner.queue.push_back(event);
-        } else {
-            inner.dropped += 1;
+        let mut any = false;
+        for event in events {
+            inner.push(event);
+            any = true;
         }
-        if let Some(reader) = inner.reader.take() {
+        let reader = inner.reader.take_if(|_| any);
+        drop(inner);
+        if let Some(reader) = reader {
             reader.unpark();
         }
     }
