@@ -243,7 +243,7 @@ impl Thread<'_> {
                 return Err(Error::Connection("the lease is lost".into()));
             }
         }
-        let id = scripts::prepare_to_block(&mut self.link, &self.shared.keys, &self.identity, &opening.hand)?;
+        let id = scripts::prepare_to_block(&mut self.link, &self.shared.keys, &self.identity, &opening.hand.queue)?;
         let Some(visit) = self.link.visit() else {
             return Err(Error::Connection("the connection is gone".into()));
         };

@@ -1018,11 +1018,13 @@ impl Registry {
         let acks_in_hand = acks_in_hand.collect();
         let waiters = self.requeue_waiters();
         let mut held: Vec<Token> = Vec::new();
-        for (_, job) in self.jobs.drain() {
-            if let Record::Kept(token) = job.record {
-                held.push(token);
+        // A slot that connects meanwhile must still know what is in its hands.
+        self.jobs.retain(|_, job| {
+            if let Record::Kept(token) = &job.record {
+                held.push(token.clone());
             }
-        }
+            job.record == Record::InHand
+        });
         held.extend(self.dropped.drain().map(|(token, _)| token));
         held.sort_by_key(|token| std::cmp::Reverse(token.order()));
         self.oldest_ack = None;

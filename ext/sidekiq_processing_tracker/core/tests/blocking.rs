@@ -22,7 +22,7 @@ use processing_tracker_core::Error;
 use redis::Commands;
 use support::crews::{blocked, crew, look, push, taken_by, until_blocked, waits, QUICK};
 use support::lua;
-use support::proxy::{Action, At, End as Cut, Proxy, Request};
+use support::proxy::{Action, At, End as Cut, Proxy, Request, When};
 use support::redis_server::{RedisServer, USER};
 use support::tracker::{
     assert_at_rest, blocking, in_flight, is_lease_lost, job, keys, link, our_keys, queue, recover_all, settings,
@@ -525,6 +525,75 @@ fn a_job_may_end_in_any_way_before_its_record_has_a_token() {
         };
         before_its_record(requeues, move || lost, is_back);
     }
+}
+
+#[test]
+fn what_a_slot_has_sent_before_its_connection_broke_takes_nothing_out_of_its_hand() {
+    let server = RedisServer::start();
+    let armed = Arc::new(AtomicBool::new(true));
+    let holds = Arc::new(AtomicBool::new(true));
+    let proxy = Proxy::start(server.socket_path(), {
+        let (armed, holds) = (armed.clone(), holds.clone());
+        move |request: &Request| {
+            if request.command() == "LMOVE" && armed.swap(false, SeqCst) {
+                Action::postpone(When::OnRelease)
+            } else if records(request) && holds.load(SeqCst) {
+                Action::delay(Duration::from_millis(300))
+            } else {
+                Action::pass()
+            }
+        }
+    });
+    let tracker = Tracker::registered(blocking(settings(&proxy.socket_path(), "one")));
+    let work = crew(&tracker, &["work"]);
+    let parker = waits(&tracker, work);
+    until_blocked(&server, 1);
+    push(&server, "work", &[job("j")]);
+    let taken = taken_by(&tracker, work, &parker, QUICK);
+    assert_eq!(proxy.late_waiting(), 1);
+    proxy.release_late();
+    proxy.wait_late(SOON);
+    assert_eq!((in_flight(&server), queue(&server, "work")), (vec![job("j")], vec![]));
+    holds.store(false, SeqCst);
+    tracker.engine().ack(taken.handle);
+    eventually(SOON, "it is acked", || in_flight(&server).is_empty());
+    assert!(tracker.leave(SOON));
+    assert_eq!(queue(&server, "work"), NOTHING);
+}
+
+#[test]
+fn a_slot_that_connects_while_its_process_leaves_puts_nothing_back_that_is_done() {
+    let server = RedisServer::start();
+    let armed = Arc::new(AtomicBool::new(true));
+    let slow = Arc::new(AtomicBool::new(false));
+    let proxy = Proxy::start(server.socket_path(), {
+        let (armed, slow) = (armed.clone(), slow.clone());
+        move |request: &Request| {
+            if records(request) && armed.swap(false, SeqCst) {
+                slow.store(true, SeqCst);
+                Action::drop_request()
+            } else if lua::is_call(request, &lua::LEAVE) {
+                Action::delay(Duration::from_millis(350))
+            } else if request.is_setup() && slow.swap(false, SeqCst) {
+                Action::delay(Duration::from_millis(750))
+            } else {
+                Action::pass()
+            }
+        }
+    });
+    let mut settings = blocking(settings(&proxy.socket_path(), "one"));
+    (settings.interval, settings.ttl) = (Duration::from_secs(2), Duration::from_secs(20));
+    let tracker = Tracker::registered(settings);
+    let work = crew(&tracker, &["work"]);
+    let parker = waits(&tracker, work);
+    until_blocked(&server, 1);
+    push(&server, "work", &[job("j")]);
+    let taken = taken_by(&tracker, work, &parker, QUICK);
+    tracker.engine().ack(taken.handle);
+    eventually(SOON, "it connects", || !armed.load(SeqCst) && !slow.load(SeqCst));
+    assert!(tracker.leave(SOON));
+    assert_eq!(queue(&server, "work"), NOTHING);
+    assert_at_rest(&server);
 }
 
 #[test]

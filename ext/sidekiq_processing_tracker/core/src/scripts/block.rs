@@ -238,14 +238,15 @@ pub fn hands(link: &mut Link, keys: &Keys, identity: &str) -> Result<Vec<(u64, V
 ///
 /// # Errors
 /// As for `register`; `Error::Refused` where this user may not do what blocking claims need.
-pub fn prepare_to_block(link: &mut Link, keys: &Keys, identity: &str, hand: &Hand) -> Result<i64> {
+pub fn prepare_to_block(link: &mut Link, keys: &Keys, identity: &str, queue: &[u8]) -> Result<i64> {
     let mut commands = redis::pipe();
     commands.cmd("CLIENT").arg("ID");
     commands.cmd("CLIENT").arg("UNBLOCK").arg(0);
+    // No hand has this number: one that comes late must find nothing.
     commands
         .cmd("LMOVE")
-        .arg(keys.hand(identity, hand.number))
-        .arg(keys.queue(&hand.queue))
+        .arg(keys.hand(identity, 0))
+        .arg(keys.queue(queue))
         .arg("LEFT")
         .arg("RIGHT");
     let answers = link
