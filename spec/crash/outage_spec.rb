@@ -88,7 +88,13 @@ RSpec.describe "a job that starts while Redis is away" do
 
         def perform
           identity = Sidekiq::ProcessingTracker.identity
-          note("recorded", Sidekiq.redis { |conn| conn.hvals("sidekiq_processing:inflight:\#{identity}") }.grep(/\#{jid}/).size)
+          hands = "sidekiq_processing:hands:\#{identity}"
+          payloads = Sidekiq.redis do |conn|
+            # A job goes from a hand into the hash.
+            in_hands = conn.hkeys(hands).flat_map { |number| conn.lrange("\#{hands}:\#{number}", 0, -1) }
+            in_hands + conn.hvals("sidekiq_processing:inflight:\#{identity}")
+          end
+          note("recorded", payloads.grep(/\#{jid}/).uniq.size)
         end
       end
     RUBY

@@ -9,9 +9,13 @@ RSpec.describe "a job's end" do
       # What Redis has in flight of this process while the block's job runs.
       module InFlight
         def note_in_flight(list)
-          hash = "sidekiq_processing:inflight:#{Sidekiq::ProcessingTracker.identity}"
-          jids = Sidekiq.redis { |conn| conn.hgetall(hash) }.except("call").values.map { |payload| JSON.parse(payload)["jid"] }
-          note(list, [jid, jids].to_json)
+          hash, hands = %w[inflight hands].map { |kind| "sidekiq_processing:#{kind}:#{Sidekiq::ProcessingTracker.identity}" }
+          payloads = Sidekiq.redis do |conn|
+            # A job goes from a hand into the hash.
+            in_hands = conn.hkeys(hands).flat_map { |number| conn.lrange("#{hands}:#{number}", 0, -1) }
+            in_hands + conn.hgetall(hash).except("call").values
+          end
+          note(list, [jid, payloads.map { |payload| JSON.parse(payload)["jid"] }.uniq].to_json)
         end
       end
 

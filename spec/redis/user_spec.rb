@@ -31,7 +31,7 @@ RSpec.describe "what Redis lets the tracker do" do
     expect(redis.call("ACL", "LOG").map { |entry| entry["object"] } - ["client|setinfo"]).to be_empty
 
     redis.call("ACL", "SETUSER", "tracker", "-rpop", "-hset")
-    expect(boot(redis, options)).to match(/this user lacks rights that the tracker needs: hset on sidekiq_processing:\*; rpop on queue:\*; hset on uniquejobs:\*/)
+    expect(boot(redis, options)).to match(/this user lacks rights that the tracker needs: hset on sidekiq_processing:\*; rpop on sidekiq_processing:\*; rpop on queue:\*; hset on uniquejobs:\*/)
   end
 
   it "is content with Sidekiq's user in the documentation where its queues are in another Redis, and names what is missing without" do

@@ -52,12 +52,12 @@ module Queues
 
   # @param client [RedisClient]
   # @param key [String] of an in-flight hash
-  # @return [Array<String>] payloads. A large one lies in a list beside the hash (docs/protocol.md)
+  # @return [Array<String>] payloads. A large one lies in a list beside the hash, one that has just begun in a hand (docs/protocol.md)
   def held(client, key)
     client.call("EVAL", "#{HELD} return held(KEYS[1])", 1, key)
   end
 
-  # What an in-flight hash holds, for scripts: they read it in one instant.
+  # What an in-flight hash and the hands beside it hold, for scripts: they read it in one instant.
   HELD = <<~LUA
     local function held(key)
       local payloads, fields = {}, redis.call('HGETALL', key)
@@ -66,6 +66,12 @@ module Queues
         if fields[i] ~= 'call' then
           payloads[#payloads + 1] = number and redis.call('LINDEX', key .. ':' .. number, 0) or fields[i + 1]
         end
+      end
+      local hands = string.gsub(key, ':inflight:', ':hands:', 1)
+      for _, number in ipairs(redis.call('HKEYS', hands)) do
+        local hand = hands .. ':' .. number
+        local held = redis.call('TYPE', hand).ok == 'list' and redis.call('LRANGE', hand, 0, -1) or {}
+        for _, payload in ipairs(held) do payloads[#payloads + 1] = payload end
       end
       return payloads
     end
