@@ -445,6 +445,11 @@ impl Thread<'_> {
             REST
         };
         let mut state = self.shared.state();
+        // A job may wait for its token, and its ack with it.
+        let pause = match state.registry.slots.owes(self.slot) {
+            true => pause.min(REST),
+            false => pause,
+        };
         state.registry.slot_rests(self.slot, Instant::now() + pause);
         self.shared.nudge(&mut state);
         drop(state);

@@ -217,6 +217,12 @@ impl Slots {
         busy
     }
 
+    /// Whether this slot is to connect though nobody waits for its jobs.
+    #[must_use]
+    pub fn owes(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_some_and(Slot::owes)
+    }
+
     /// When a slot that rests now will have rested.
     #[must_use]
     pub fn posts_at(&self, now: Instant) -> Option<Instant> {
