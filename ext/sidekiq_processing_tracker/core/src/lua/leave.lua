@@ -1,7 +1,8 @@
 -- leave: a clean exit. Acks, puts back what the instance still holds, gives up the lease and deregisters.
 -- KEYS: instances inflight info queues due hands, the indexes in which it stands, [queue key]...
 -- ARGV: identity, what the keys of queues begin with, indexes n, quiet hands n, then n numbers, acks n, then n tokens,
---       acks n of jobs whose tokens are not known, then n times: number of the hand, index, SHA1 of the payload, queue, requeues n, then n times: token, queue key (index in KEYS), queue
+--       acks n of jobs whose tokens are not known, then n times: number of the hand, index, SHA1 of the payload, queue,
+--       requeues n, then n times: token, queue key (index in KEYS), queue
 -- Answers: 'lost', or 'left' and how many jobs stay for the next reaper
 local instances, inflight, info, queues, due, hands = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local identity, queue_prefix, indexes = ARGV[1], ARGV[2], tonumber(ARGV[3])

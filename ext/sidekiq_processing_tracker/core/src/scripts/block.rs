@@ -171,9 +171,8 @@ pub fn block(
     patience: Duration,
 ) -> Result<(Fenced<Took>, Blocked)> {
     begin_to_block(link, keys, identity, hand, index, patience)?;
-    let replies = [link.receive()?, link.receive()?];
-    let [took_reply, blocked_reply] = replies;
-    Ok((took(took_reply)?, blocked(blocked_reply)?))
+    let (taken, claimed) = (link.receive()?, link.receive()?);
+    Ok((took(taken)?, blocked(claimed)?))
 }
 
 /// Opens a hand for the claims of one connection, and closes those before it. Answers what became of each. What nobody knows of that is
