@@ -9,7 +9,7 @@ use crate::host::{self, Neighbours, Process, Step};
 use crate::identity;
 use crate::legacy::{self, Lookout};
 use crate::link::Link;
-use crate::recovery::{Progress, Reaper, Recovery};
+use crate::recovery::{Named, Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced};
 use crate::server;
 use crate::settings::Pace;
@@ -28,6 +28,7 @@ struct Control {
     beat: Attempts,
     recover: Attempts,
     recovery: Option<Recovery>,
+    named: Named,
     /// Whether another instance may be due.
     look: bool,
     /// The search for instances of the 1.0 gem.
@@ -80,6 +81,7 @@ impl Control {
             beat: Attempts::default(),
             recover: Attempts::default(),
             recovery: None,
+            named: Named::default(),
             look: false,
             lookout: Lookout::new(),
             search: Attempts::default(),
@@ -326,6 +328,7 @@ impl Control {
             Ok(false) => self.recover.pause(pace),
             Err(error) => {
                 self.link.discard();
+                self.named.was_in_vain();
                 // A failure to reach Redis is told by the beats, and the same call is made again. What Redis refuses, it
                 // may refuse for ever: the hold runs out, and meanwhile others get their turn.
                 if self.recover.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
@@ -424,7 +427,7 @@ impl Control {
     /// Makes the next call. Answers whether to go on at once.
     fn recover_piece(&mut self, reaper: &Reaper) -> Result<bool> {
         let Some(recovery) = &mut self.recovery else {
-            self.recovery = scripts::due(&mut self.link, &reaper.keys, reaper.pace)?.map(Recovery::new);
+            self.recovery = self.named.next(&mut self.link, &reaper.keys, reaper.pace)?;
             self.look = false;
             return Ok(true);
         };
@@ -449,7 +452,7 @@ impl Control {
             }
             self.recovery = None;
             self.look = true;
-            return Ok(!report.idle);
+            return Ok(!report.idle || !self.named.was_in_vain());
         }
         Ok(true)
     }

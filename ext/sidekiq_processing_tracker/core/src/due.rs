@@ -122,6 +122,10 @@ pub(crate) struct Due {
     unsure: bool,
     /// The last call has got no answer.
     away: bool,
+    /// The last claim has: no copy of it can come late.
+    answered: bool,
+    /// That answer said that there may be more.
+    more: bool,
 }
 
 #[derive(PartialEq)]
@@ -147,6 +151,8 @@ impl Due {
             held: HashSet::new(),
             unsure: false,
             away: false,
+            answered: true,
+            more: false,
         }
     }
 
@@ -173,6 +179,12 @@ impl Due {
             self.held.clear();
             self.unsure = false;
         }
+        if !self.may_have(set, until)? {
+            return Ok(Claimed {
+                leased: true,
+                ..Claimed::default()
+            });
+        }
         // What a first copy may have claimed is put back first.
         let claim = self.twice(|due| due.try_claim(shared, set, until))?;
         let (before, more, jobs) = match claim {
@@ -194,16 +206,30 @@ impl Due {
         }
     }
 
+    /// Whether a claim may be worth while: most polls find nothing, and a look is a single command. After a claim without an answer
+    /// comes another, whatever there is: only that keeps a late copy of the first out.
+    fn may_have(&mut self, set: &[u8], until: &[u8]) -> Result<bool> {
+        if self.more || self.unsure || !self.answered {
+            return Ok(true);
+        }
+        self.twice(|due| {
+            let mut look = redis::cmd("ZRANGEBYSCORE");
+            look.arg(set).arg("-inf").arg(until).arg("LIMIT").arg(0).arg(1);
+            Answer::to("ZRANGEBYSCORE", due.link.command(&look)?).map(|found| !found.is_empty())
+        })
+    }
+
     fn try_claim(&mut self, shared: &Shared, set: &[u8], until: &[u8]) -> Result<Fenced<Claim>> {
         if self.unsure {
             self.put_back(shared)?;
         }
         self.call += 1;
-        self.unsure = true;
+        (self.unsure, self.answered) = (true, false);
         failpoint::reach("before_claim_due");
         let claim = claim(&mut self.link, &shared.keys, &self.identity, self.call, set, until)?;
         failpoint::reach("after_claim_due");
-        self.unsure = false;
+        (self.unsure, self.answered) = (false, true);
+        self.more = matches!(claim, Fenced::Alive(Claim::Done { more: true, .. }));
         if matches!(claim, Fenced::Alive(Claim::Done { noted: false, .. })) {
             // There can be no copy of it that comes late.
             self.call -= 1;

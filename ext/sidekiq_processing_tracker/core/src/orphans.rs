@@ -8,7 +8,7 @@ use crate::identity;
 use crate::legacy::{self, Search};
 use crate::link::Link;
 use crate::parker::{Parker, Woken};
-use crate::recovery::{Progress, Reaper, Recovery};
+use crate::recovery::{Named, Progress, Reaper, Recovery};
 use crate::scripts;
 use crate::settings::Settings;
 use std::collections::HashMap;
@@ -57,6 +57,7 @@ struct Orphans<'a> {
     /// Delivers what was recovered, where Sidekiq's queues are elsewhere.
     courier: Option<Courier>,
     current: Option<Recovery>,
+    named: Named,
     /// What stays, by instance: an instance is looked at again whenever its hold has run out.
     stuck: HashMap<Vec<u8>, u64>,
     unnoted: bool,
@@ -96,6 +97,7 @@ pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker, events: &Events) 
             .clone()
             .map(|queues| Courier::new(queues, settings.redis.read_timeout)),
         current: None,
+        named: Named::default(),
         stuck: HashMap::new(),
         unnoted: false,
         failed: false,
@@ -140,8 +142,7 @@ impl Orphans<'_> {
         }
         while !self.cancel.is_done() {
             if self.current.is_none() {
-                let due = scripts::due(&mut self.link, &self.reaper.keys, self.reaper.pace)?;
-                self.current = due.map(Recovery::new);
+                self.current = self.named.next(&mut self.link, &self.reaper.keys, self.reaper.pace)?;
             }
             if self.current.is_none() {
                 return Ok(self.deliver()? && self.are_settled()?);
@@ -209,11 +210,13 @@ impl Orphans<'_> {
         while self.events.is_crowded() && !self.cancel.is_done() {
             self.cancel.wait(Some(Instant::now() + READER));
         }
-        let (recovered, events) = (&mut self.recovered, self.events);
+        let (recovered, mut told) = (&mut self.recovered, Vec::new());
         let progress = recovery.step(&mut self.link, &self.reaper, |event| {
             recovered.count(&event);
-            events.push(event);
-        })?;
+            told.push(event);
+        });
+        self.events.push_all(told);
+        let progress = progress?;
         // A pass over many instances may meet more than one connection that breaks.
         self.failed = false;
         let Progress::Done(report) = progress else {
@@ -241,7 +244,7 @@ impl Orphans<'_> {
                 listed.remove(&from);
             }
         }
-        Ok(!report.idle)
+        Ok(!report.idle || !self.named.was_in_vain())
     }
 
     fn are_settled(&mut self) -> Result<bool> {

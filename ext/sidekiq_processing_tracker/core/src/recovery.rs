@@ -15,7 +15,8 @@ use crate::link::Link;
 use crate::payload;
 use crate::scripts::{self, Found, Orphan, Outcome, Proof, Reaped, Settlement};
 use crate::settings::{Pace, Policy};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,32 @@ pub struct Recovery {
     report: Report,
     /// The recovery of an instance of the 1.0 gem, which goes another way.
     legacy: Option<legacy::Recovery>,
+}
+
+/// Instances that were named as due together, to be recovered one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Named {
+    waiting: VecDeque<Vec<u8>>,
+    /// The last one had waited here while others were recovered.
+    waited: bool,
+}
+
+impl Named {
+    /// The recovery of the next one. Asks Redis only where none is left.
+    pub fn next(&mut self, link: &mut Link, keys: &Keys, pace: Pace) -> Result<Option<Recovery>> {
+        self.waited = !self.waiting.is_empty();
+        if !self.waited {
+            self.waiting = scripts::due(link, keys, pace)?.into();
+        }
+        Ok(self.waiting.pop_front().map(Recovery::new))
+    }
+
+    /// The last one was not due any more, or cannot be recovered. Answers whether a pause should come before the next: one that
+    /// had waited here was recovered by somebody else meanwhile, and so may those be that wait behind it.
+    pub fn was_in_vain(&mut self) -> bool {
+        self.waiting.clear();
+        !std::mem::take(&mut self.waited)
+    }
 }
 
 /// A job that an instance with its lease holds though no thread of it runs it any more.
@@ -221,7 +248,7 @@ impl Recovery {
                         proof.told
                     )));
                 }
-                self.found(reaper, found);
+                self.found(reaper, found)?;
             }
             Reaped::Gone | Reaped::Runs => self.report.idle = true,
             Reaped::Overwritten => self.report.overwritten = true,
@@ -249,7 +276,7 @@ impl Recovery {
         self.proceed()
     }
 
-    fn found(&mut self, reaper: &Reaper, found: Found) {
+    fn found(&mut self, reaper: &Reaper, found: Found) -> Result<()> {
         self.returning = found.scheduled.then(|| Returning::of(&self.from));
         self.instance = Some(Instance {
             source: Source::read(&found.info),
@@ -263,10 +290,28 @@ impl Recovery {
             indexes: host::indexes(&reaper.keys, &found.info),
         });
         let count = found.fields.len();
-        self.tokens = found.fields.into_iter().filter_map(Token::read).collect();
-        self.report.unreadable = (count - self.tokens.len()) as u64;
+        let told = found.payloads.len() == count && count <= PIECE;
+        let payloads = found.payloads.into_iter().map(Some).chain(iter::repeat(None));
+        let mut tokens: Vec<_> = found
+            .fields
+            .into_iter()
+            .zip(payloads)
+            .filter_map(|(field, payload)| Some((Token::read(field)?, payload)))
+            .collect();
+        self.report.unreadable = (count - tokens.len()) as u64;
         // Settled from the newest to the oldest, since each goes to the end that Sidekiq takes from.
-        self.tokens.sort_by_key(Token::order);
+        tokens.sort_by_key(|(token, _)| token.order());
+        if told && !tokens.is_empty() {
+            let (tokens, payloads) = tokens
+                .into_iter()
+                .rev()
+                .map(|(token, payload)| (token, payload.flatten()))
+                .unzip();
+            self.piece = Some(self.piece(reaper, tokens, payloads, found.at_ms)?);
+        } else {
+            self.tokens = tokens.into_iter().map(|(token, _)| token).collect();
+        }
+        Ok(())
     }
 
     fn look(&mut self, link: &mut Link, reaper: &Reaper) -> Result<Progress> {
@@ -330,18 +375,23 @@ impl Recovery {
             return Err(Error::protocol("peek", "another number of payloads than of tokens"));
         }
         self.tokens.truncate(self.tokens.len() - payloads.len());
+        self.piece = Some(self.piece(reaper, tokens, payloads, at_ms)?);
+        Ok(Progress::More)
+    }
+
+    /// What is decided for these tokens, with what they held at `at_ms`.
+    fn piece(&self, reaper: &Reaper, tokens: Vec<Token>, payloads: Vec<Option<Vec<u8>>>, at_ms: u64) -> Result<Piece> {
         let payloads: Vec<Option<Arc<[u8]>>> = payloads.into_iter().map(|payload| payload.map(Into::into)).collect();
         let orphans = tokens
             .into_iter()
             .zip(&payloads)
             .map(|(token, payload)| self.orphan(reaper, token, payload.as_deref(), at_ms));
-        self.piece = Some(Piece {
+        Ok(Piece {
             name: identity::nonce()?,
             orphans: orphans.collect(),
             payloads,
             rest: None,
-        });
-        Ok(Progress::More)
+        })
     }
 
     fn orphan(&self, reaper: &Reaper, token: Token, payload: Option<&[u8]>, at_ms: u64) -> Orphan {

@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -173,6 +175,50 @@ fn a_late_copy_of_a_claim_takes_nothing_also_after_polls_that_found_nothing() {
     assert_eq!((claim(3), noted()), ("ok".into(), Some(3)));
     assert_eq!((claim(4), noted()), ("idle".into(), Some(3)));
     assert_eq!(scheduled(&server, "schedule"), []);
+}
+
+#[test]
+fn after_a_claim_without_an_answer_comes_another_though_nothing_is_due() {
+    let server = RedisServer::start();
+    let late = Arc::new(AtomicBool::new(false));
+    let proxy = Proxy::start(server.socket_path(), {
+        let late = late.clone();
+        move |request: &Request| {
+            if late.load(SeqCst) && lua::is_call(request, &lua::CLAIM_DUE) {
+                Action::postpone(When::OnRelease)
+            } else {
+                Action::pass()
+            }
+        }
+    });
+    let tracker = Tracker::registered(settings(&proxy.socket_path(), "me"));
+    let engine = tracker.engine();
+    schedule(&server, "schedule", &jobs(1), 1.0);
+    let first = engine.claim_due(b"schedule", NOW, None).unwrap();
+    assert!(!first.more);
+    schedule(&server, "schedule", &[job("another")], 1.0);
+    // A call is made twice, and none of the two reaches Redis. What was claimed before has gone back between them.
+    late.store(true, SeqCst);
+    assert!(engine.claim_due(b"schedule", NOW, None).is_err());
+    assert_eq!(proxy.late_waiting(), 2);
+    late.store(false, SeqCst);
+    assert_eq!(engine.settle_due(&pushes(&first)).unwrap(), 0);
+    engine.end_due().unwrap();
+    let () = server.connect().del("schedule").unwrap();
+    poll(tracker.engine(), "schedule").unwrap();
+    // Two polls that find nothing: the second one only looks.
+    poll(tracker.engine(), "schedule").unwrap();
+    let noted = || -> u64 { server.connect().hget(keys().due(&tracker.identity()), "call").unwrap() };
+    assert_eq!(noted(), 4);
+    schedule(&server, "schedule", &[job("next")], 1.0);
+    proxy.release_late();
+    proxy.wait_late(SOON);
+    assert_eq!(scheduled(&server, "schedule").len(), 1);
+    poll(tracker.engine(), "schedule").unwrap();
+    assert_eq!(queue(&server, "work"), [job("next")]);
+    assert_eq!(noted(), 5);
+    assert!(tracker.leave(SOON));
+    assert_at_rest(&server);
 }
 
 #[test]
@@ -410,7 +456,7 @@ fn who_has_lost_its_lease_pushes_nothing() {
     let server = RedisServer::start();
     let mut paused = Options::new(&server.socket_path()).registered();
     let away = Tracker::registered(settings(&server.socket_path(), "away"));
-    let due = jobs(3);
+    let mut due = jobs(3);
     schedule(&server, "schedule", &due, 1.0);
     let claimed = away.engine().claim_due(b"schedule", NOW, None).unwrap();
     assert_eq!(claimed.jobs.len(), 3);
@@ -421,12 +467,14 @@ fn who_has_lost_its_lease_pushes_nothing() {
         .unwrap();
     let () = server.connect().zadd(keys().instances(), away.identity(), 0).unwrap();
     assert!(claimed.leased);
+    schedule(&server, "schedule", &[job("next")], 2.0);
+    due.push(job("next"));
     let again = away.engine().claim_due(b"schedule", NOW, None).unwrap();
     assert_eq!(again, Claimed::default());
     assert!(!again.leased);
     assert_eq!(away.engine().settle_due(&pushes(&claimed)).unwrap(), 0);
     away.wait_for("it says so", is_lease_lost);
-    eventually(SOON, "all is back", || scheduled(&server, "schedule").len() == 3);
+    eventually(SOON, "all is back", || scheduled(&server, "schedule").len() == 4);
     assert_eq!(queue(&server, "work"), Vec::<Vec<u8>>::new());
     away.engine().end_due().unwrap();
     eventually(SOON, "it goes on under its next name", || {

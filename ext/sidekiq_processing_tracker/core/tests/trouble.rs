@@ -221,7 +221,8 @@ fn an_overwritten_info_costs_neither_the_marks_nor_a_beat() {
 #[test]
 fn a_recovery_that_redis_refuses_stops_no_other_and_is_warned_of_once() {
     let server = RedisServer::start();
-    let refused = dead(&server, "refused", "work", &jobs(3));
+    // So many are not read by `reap`.
+    let refused = dead(&server, "refused", "work", &jobs(250));
     let orphans = jobs_of("other", 3);
     let other = dead(&server, "other", "others", &orphans);
     let hash = keys().inflight(&refused);

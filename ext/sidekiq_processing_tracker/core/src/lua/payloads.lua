@@ -5,16 +5,41 @@ local function list_of(inflight, token)
   return number and inflight .. ':' .. number
 end
 
--- False for a token that is not there, or whose list somebody has removed or overwritten; nil where Redis does not tell (a right
--- is missing).
+-- What such a list holds. False where somebody has removed or overwritten it; nil where Redis does not tell (a right is missing).
+local function payload_in(list)
+  local payload = redis.pcall('LINDEX', list, 0)
+  if type(payload) ~= 'table' then return payload end
+  if string.find(payload.err, '^WRONGTYPE') then return false end
+  return nil
+end
+
+-- False for a token that is not there; else the same.
 local function payload_of(inflight, token)
   local payload = redis.call('HGET', inflight, token)
   local list = payload and list_of(inflight, token)
   if not list then return payload end
-  payload = redis.pcall('LINDEX', list, 0)
-  if type(payload) ~= 'table' then return payload end
-  if string.find(payload.err, '^WRONGTYPE') then return false end
-  return nil
+  return payload_in(list)
+end
+
+-- What tokens hold, false for one that holds nothing: of so many of them, from the first on, as do not exceed 1 MB, but not
+-- less than one, so that the reply fits the read timeout. Read a few at a time: what exceeds it was read in vain.
+local function payloads_of(inflight, tokens)
+  local payloads, bytes, first, most = {}, 0, 1, 1
+  while first <= #tokens do
+    local last = math.min(first + most - 1, #tokens)
+    local held = redis.call('HMGET', inflight, unpack(tokens, first, last))
+    for i = first, last do
+      local payload = held[i - first + 1]
+      local list = payload and list_of(inflight, tokens[i])
+      if list then payload = payload_in(list) end
+      if payload == nil then payload = redis.call('LINDEX', list, 0) end -- raises what Redis says
+      bytes = bytes + (payload and #payload or 0)
+      if i > 1 and bytes > 1048576 then return payloads end
+      payloads[i] = payload
+    end
+    first, most = last + 1, math.min(2 * most, 16)
+  end
+  return payloads
 end
 
 -- They are not in flight any more.

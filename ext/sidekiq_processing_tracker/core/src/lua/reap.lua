@@ -2,20 +2,19 @@
 -- KEYS: clock instances [inflight info due hands queues]   ARGV: step ttl identity ('' asks for one that is due) hold lease_end ('' or, with
 --       the proof of a death, the lease end read before the proof) by process_ended ('1' where that proof is that its
 --       process has ended, else ''), what the keys of queues begin with
--- Answers: without an identity 'due' and the identity ('' for none); else 'gone', 'runs', 'overwritten' (its hash is
---       none), or 'reaped', now, when it was fenced, when the last suspect left ('' for never) (all on the lease clock),
---       two lists, its info and the fields of its in-flight hash, and whether its
---       scheduler has left anything (1 or 0)
+-- Answers: without an identity 'due' and identities, up to 16; else 'gone', 'runs', 'overwritten' (its hash is none), or
+--       'reaped', now, when it was fenced, when the last suspect left ('' for never) (all on the lease clock), three lists
+--       (its info, the fields of its in-flight hash, and what these hold, or none where that is more than 200 or 1 MB), whether its scheduler has left anything (1 or 0), and the server's time in ms
 local clock, instances, inflight, info, due, hands = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local identity = ARGV[3]
 
 redis.call('HDEL', clock, '-') -- allowed when memory is full, and then so is every write after it
 if identity == '' then
   local now = tick(clock, instances, tonumber(ARGV[1]), tonumber(ARGV[2]))
-  return {'due', redis.call('ZRANGEBYSCORE', instances, '-inf', now, 'LIMIT', 0, 1)[1] or ''}
+  return {'due', unpack(redis.call('ZRANGEBYSCORE', instances, '-inf', now, 'LIMIT', 0, 16))}
 end
 
-local now, step, ttl = tick(clock, instances, tonumber(ARGV[1]), tonumber(ARGV[2]))
+local now, step, ttl, _, server = tick(clock, instances, tonumber(ARGV[1]), tonumber(ARGV[2]))
 local lease_end = redis.call('ZSCORE', instances, identity)
 if not lease_end then return {'gone'} end
 local kind = redis.call('TYPE', inflight).ok
@@ -60,4 +59,7 @@ redis.call('HSET', info, 'reaper', ARGV[6], 'fenced_at', fenced_at)
 if proven and ARGV[7] == '1' then redis.call('HSET', info, 'process_ended', 1) end
 local released_at = tonumber(redis.call('HGET', info, 'released_at') or '')
 if not (readable(released_at, 0) and released_at <= now) then released_at = '' end
-return {'reaped', now, fenced_at, released_at, redis.call('HGETALL', info), fields, scheduled}
+-- Where they cannot be read, peek says why.
+local ok, payloads = pcall(payloads_of, inflight, #fields <= 200 and fields or {})
+if not ok or #payloads < #fields then payloads = {} end
+return {'reaped', now, fenced_at, released_at, redis.call('HGETALL', info), fields, payloads, scheduled, server}

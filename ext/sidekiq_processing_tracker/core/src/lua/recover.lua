@@ -47,9 +47,9 @@ local function outcomes_before()
   return ''
 end
 
+local counts = {}
 local function orphaned_before(counter)
-  local count = redis.pcall('GET', counter)
-  count = type(count) == 'string' and tonumber(count)
+  local count = tonumber(counts[counter] or '')
   return readable(count, 0) and math.floor(count) or 0
 end
 
@@ -93,7 +93,8 @@ local unsettled, suspects_left, is_counted = 0, false, false
 local function count_up(job)
   if not is_counted then redis.call('SET', counted, 1, 'PX', window) end
   is_counted = true
-  redis.call('SET', job.counter, string.format('%.0f', job.count + 1), 'PX', window)
+  counts[job.counter] = string.format('%.0f', job.count + 1)
+  redis.call('SET', job.counter, counts[job.counter], 'PX', window)
 end
 
 local function note(job, outcome, ended)
@@ -109,6 +110,7 @@ local function finish(job, ended)
   if did == 'unsettled' then unsettled = unsettled + 1 end
   if ended ~= 'requeued' then
     redis.call('DEL', job.counter)
+    counts[job.counter] = nil
   elseif job.expected then
     count_up(job)
   end
@@ -136,6 +138,7 @@ local function flush()
   batch, counters = {}, {}
 end
 
+local jobs, plain, counted_ones = {}, {}, {}
 for i = 17, #ARGV, 14 do
   local job = {
     number = (i - 17) / 14 + 1, token = ARGV[i], decision = ARGV[i + 1], expected = tonumber(ARGV[i + 2]),
@@ -148,13 +151,24 @@ for i = 17, #ARGV, 14 do
     lock.queueing, lock.runtime, lock.jid = lock_at(first), lock_at(first + 5), job.jid
     lock.limit, lock.ttl = tonumber(ARGV[i + 12]), tonumber(ARGV[i + 13])
   end
-  local list = list_of(inflight, job.token)
-  local plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held') and not list
+  job.list = list_of(inflight, job.token)
+  job.plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held') and not job.list
+  if job.plain then plain[#plain + 1] = job.token end
+  if job.expected then counted_ones[#counted_ones + 1] = job.counter end
+  jobs[job.number] = job
+end
+-- Of each what was there before anything was done.
+local payloads = {}
+for i, payload in ipairs(#plain > 0 and redis.call('HMGET', inflight, unpack(plain)) or {}) do payloads[plain[i]] = payload end
+for i, count in ipairs(#counted_ones > 0 and redis.call('MGET', unpack(counted_ones)) or {}) do counts[counted_ones[i]] = count end
+
+for _, job in ipairs(jobs) do
+  local list, plain = job.list, job.plain
   -- Another orphan of the same job changes its count.
   if not plain or counters[job.counter] or (batch[1] and batch[1].key ~= job.key) then flush() end
 
   job.count = job.expected or 0
-  if plain then job.payload = redis.call('HGET', inflight, job.token) end
+  if plain then job.payload, payloads[job.token] = payloads[job.token], nil end
   -- Somebody has removed its list, and the job with it.
   if list and redis.call('TYPE', list).ok ~= 'list' then drop(inflight, {job.token}) end
   if job.payload or (not plain and redis.call('HEXISTS', inflight, job.token) == 1) then

@@ -40,8 +40,12 @@ pub struct Found {
     pub info: Info,
     /// The fields of its in-flight hash.
     pub fields: Vec<Vec<u8>>,
+    /// What they hold, as `peek` reads it. Empty where that is too much for one answer.
+    pub payloads: Vec<Option<Vec<u8>>>,
     /// Whether its scheduler has left anything.
     pub scheduled: bool,
+    /// The server's time in ms since the epoch.
+    pub at_ms: u64,
 }
 
 /// An instance's info, by field.
@@ -107,7 +111,9 @@ pub fn reap(
             },
             info: info_of(answer.list()?)?,
             fields: answer.list()?.all_bytes()?,
+            payloads: payloads("reap", answer.list()?)?,
             scheduled: answer.number()? == 1,
+            at_ms: answer.number()?,
         })),
     }
 }
@@ -132,16 +138,16 @@ fn info_of(mut fields: Answer) -> Result<Info> {
     Ok(info)
 }
 
-/// Moves the clock and names an instance whose lease has run out.
+/// Moves the clock and names instances whose leases have run out: not all of them at once.
 ///
 /// # Errors
 /// As for `register`.
-pub fn due(link: &mut Link, keys: &Keys, pace: Pace) -> Result<Option<Vec<u8>>> {
+pub fn due(link: &mut Link, keys: &Keys, pace: Pace) -> Result<Vec<Vec<u8>>> {
     let mut call = Call::new([keys.clock(), keys.instances()]);
     call.millis(pace.step).millis(pace.ttl).arg("");
     let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
     answer.text()?;
-    Ok(Some(answer.bytes()?).filter(|due| !due.is_empty()))
+    answer.all_bytes()
 }
 
 /// Reads what `tokens` hold. Answers the server's time in ms since the epoch, and for as many as fit one answer the
@@ -155,15 +161,17 @@ pub fn peek(link: &mut Link, keys: &Keys, identity: &[u8], tokens: &[Token]) -> 
         call.arg(token.as_bytes());
     }
     let mut answer = Answer::to("peek", link.run(&PEEK, &call)?)?;
-    let at_ms = answer.number()?;
-    let payloads = answer
+    Ok((answer.number()?, payloads("peek", answer)?))
+}
+
+fn payloads(call: &'static str, answer: Answer) -> Result<Vec<Option<Vec<u8>>>> {
+    answer
         .rest()
         .map(|payload| match payload {
             Value::Nil => Ok(None),
-            payload => bytes("peek", payload).map(Some),
+            payload => bytes(call, payload).map(Some),
         })
-        .collect::<Result<_>>()?;
-    Ok((at_ms, payloads))
+        .collect()
 }
 
 /// An orphan and what recovery has decided for it.

@@ -19,7 +19,7 @@ script!(BEAT, "lease", "clock", "beat");
 script!(TURN, "lease", "payloads", "requeue", "turn");
 script!(TAKE, "lease", "hands", "take");
 script!(OPEN, "lease", "hands", "open");
-script!(REAP, "clock", "hands", "reap");
+script!(REAP, "clock", "payloads", "hands", "reap");
 script!(PEEK, "payloads", "peek");
 script!(
     RECOVER,
