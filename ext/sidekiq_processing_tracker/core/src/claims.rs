@@ -12,7 +12,7 @@ use crate::parker::lock;
 use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced, LastCall, Turn, Turned};
 use crate::settings::Pace;
-use crate::shared::{Phase, Sent, Shared, Side, State};
+use crate::shared::{Phase, Ride, Sent, Shared, Side, State};
 use crate::slots::Client;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -158,7 +158,7 @@ enum Task {
     Stop,
     Turn(String, Arc<Turn>),
     Sweep(String),
-    Ride(String, Pace),
+    Ride(String, Pace, Ride),
     Settle(String, Pace),
     Look(BTreeSet<Arc<[u8]>>, Option<i64>),
     Withdraw(Vec<Client>),
@@ -171,7 +171,7 @@ impl Claims {
             Task::Stop => return,
             Task::Turn(identity, turn) => self.turn(&identity, &turn),
             Task::Sweep(identity) => self.sweep(&identity),
-            Task::Ride(identity, pace) => match self.ride(&identity, pace) {
+            Task::Ride(identity, pace, ride) => match self.ride(&identity, pace, &ride) {
                 // Redis refuses a beat, on whichever link. That tells nothing of turns, which must get their chance.
                 Err(Error::Refused(_)) => return,
                 outcome => outcome,
@@ -218,8 +218,8 @@ impl Claims {
     /// The same, where this instance is registered and the link works, as far as is known.
     fn due(&mut self, state: &mut State, now: Instant) -> std::result::Result<Task, Duration> {
         let identity = state.identity.clone();
-        if std::mem::take(&mut state.ride) {
-            return Ok(Task::Ride(identity, state.pace));
+        if let Some(ride) = state.ride.take() {
+            return Ok(Task::Ride(identity, state.pace, ride));
         }
         if self.last_call.is_some() {
             return Ok(Task::Leave(identity));
@@ -363,7 +363,7 @@ impl Claims {
     }
 
     /// When to look at the queues that threads wait for, if there are any.
-    fn next_look(&mut self, state: &State, now: Instant) -> Option<std::result::Result<Task, Duration>> {
+    fn next_look(&mut self, state: &mut State, now: Instant) -> Option<std::result::Result<Task, Duration>> {
         self.refused
             .retain(|(_, since)| now.duration_since(*since) < LOOK_EVERY);
         let mut queues: BTreeSet<Arc<[u8]>> = BTreeSet::new();
@@ -378,6 +378,9 @@ impl Claims {
             queues.extend(crew.plan.queues().filter(|queue| !is_covered(queue)).cloned());
         }
         queues.retain(|queue| !self.refused.iter().any(|(refused, _)| **refused == **queue));
+        if state.note_unclaimed(!queues.is_empty(), now) {
+            self.shared.alarm_wake.notify_all();
+        }
         if queues.is_empty() {
             return self
                 .refused
@@ -603,9 +606,17 @@ impl Claims {
     }
 
     /// The control thread cannot connect: its beat goes along here.
-    fn ride(&mut self, identity: &str, pace: Pace) -> crate::Result<()> {
-        let sent = Sent::now();
-        let beat = scripts::beat(&mut self.link, &self.shared.keys, identity, pace, false, None)?;
+    fn ride(&mut self, identity: &str, pace: Pace, ride: &Ride) -> crate::Result<()> {
+        failpoint::reach("before_ride");
+        let (keys, sent) = (&self.shared.keys, Sent::now());
+        let beat = scripts::beat(
+            &mut self.link,
+            keys,
+            identity,
+            pace,
+            ride.progress,
+            ride.host.as_deref(),
+        )?;
         self.shared.beaten(Side::Claims, identity, sent, &beat);
         Ok(())
     }

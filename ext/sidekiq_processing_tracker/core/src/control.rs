@@ -13,7 +13,7 @@ use crate::recovery::{Named, Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced};
 use crate::server;
 use crate::settings::Pace;
-use crate::shared::{Phase, Sent, Shared, Side};
+use crate::shared::{Phase, Ride, Sent, Shared, Side, State};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,6 +51,10 @@ struct Control {
     /// The last beat that was answered, and how long after it the next one is due.
     gap: (Option<Instant>, Duration),
     last_progress: Option<Instant>,
+    /// When the claims thread was asked to send the beat that is due.
+    rides: Option<Instant>,
+    /// When the connection was last needed for something that cannot go over the claims link.
+    needed: Instant,
 }
 
 enum Task {
@@ -90,6 +94,8 @@ impl Control {
             registered: None,
             gap: (None, Duration::ZERO),
             last_progress: None,
+            rides: None,
+            needed: Instant::now(),
         }
     }
 
@@ -97,13 +103,17 @@ impl Control {
         loop {
             match self.next_task() {
                 Task::Stop => return,
+                Task::Beat(identity, pace) => {
+                    self.beat(&identity, pace);
+                    continue;
+                }
                 Task::Register => self.register(),
-                Task::Beat(identity, pace) => self.beat(&identity, pace),
                 Task::Recover(by, pace) => self.recover(by, pace),
                 Task::Search(pace) => self.search(pace),
                 Task::Deliver(by, pace) => self.deliver(&by, pace),
                 Task::LookAround(identity, pace) => self.look_around(&identity, pace),
             }
+            self.needed = Instant::now();
         }
     }
 
@@ -133,11 +143,20 @@ impl Control {
                 if self.gap.0 != state.last_beat {
                     self.gap = (state.last_beat, state.pace.step.mul_f64(0.8 + 0.2 * identity::jitter()));
                 }
-                let due = state
+                if let Some((hosted, due)) = state.ridden.take() {
+                    self.answered(hosted, due);
+                }
+                let mut due = state
                     .last_beat
                     .map_or(now, |last| last + self.gap.1.min(state.pace.step));
+                if now < due {
+                    self.rides = None;
+                }
                 if (now >= due || state.beat_now) && self.beat.is_due(now) {
-                    return Task::Beat(state.identity.clone(), state.pace);
+                    match self.ride(&mut state, now) {
+                        Some(until) => due = until,
+                        None => return Task::Beat(state.identity.clone(), state.pace),
+                    }
                 }
                 wake = earlier(Some(due.max(now)), self.returns);
                 if self.returns.is_some_and(|at| now >= at) {
@@ -173,6 +192,14 @@ impl Control {
             }
             if !self.beat.is_due(now) {
                 wake = later(wake, self.beat.at);
+            }
+            if self.link.is_connected() && state.registered && !state.is_claims_down() {
+                let until = self.needed + shared.settings.keep_control;
+                if until <= now {
+                    self.link.discard();
+                } else {
+                    wake = earlier(wake, Some(until));
+                }
             }
             let wait = wake.map_or(state.pace.step, |at| at.saturating_duration_since(now));
             state = shared
@@ -275,11 +302,9 @@ impl Control {
         ) {
             Ok(answer) => {
                 self.beat.succeeded();
+                let due = self.shared.beaten(Side::Control, identity, sent, &answer);
                 if let Fenced::Alive(beat) = &answer {
-                    self.neighbours.beaten(beat.hosted, Instant::now());
-                }
-                if let Some(due) = self.shared.beaten(Side::Control, identity, sent, &answer) {
-                    self.recovery.get_or_insert_with(|| Recovery::new(due));
+                    self.answered(beat.hosted, due);
                 }
                 if answer == Fenced::Lost {
                     self.recovery = None;
@@ -287,9 +312,35 @@ impl Control {
             }
             Err(error) => {
                 self.failed(&error, pace);
-                self.shared.ride();
+                self.needed = Instant::now();
+                self.shared.ride(&mut self.shared.state(), Ride::default());
             }
         }
+    }
+
+    /// A beat was answered, on either link.
+    fn answered(&mut self, hosted: Option<u64>, due: Option<Vec<u8>>) {
+        self.neighbours.beaten(hosted, Instant::now());
+        if let Some(due) = due {
+            self.recovery.get_or_insert_with(|| Recovery::new(due));
+        }
+    }
+
+    /// Has the claims thread send the beat that is due, where that link is known to work and there is no other. Answers how long to
+    /// wait for that, or `None` where the beat is to go over the thread's own link.
+    fn ride(&mut self, state: &mut State, now: Instant) -> Option<Instant> {
+        if self.link.is_connected() || !self.beat.works() || state.is_claims_down() || state.beat_now {
+            return None;
+        }
+        let since = match self.rides {
+            Some(since) => since,
+            None => {
+                let (progress, host) = (self.progress(), self.neighbours.host().map(str::to_owned));
+                self.shared.ride(state, Ride { progress, host });
+                *self.rides.insert(now)
+            }
+        };
+        Some(since + state.pace.step / 4).filter(|until| now < *until)
     }
 
     /// Whether Ruby has made progress that is worth a note: once in six beats.
@@ -472,6 +523,11 @@ impl Attempts {
 
     pub(crate) fn succeeded(&mut self) {
         *self = Self::default();
+    }
+
+    /// Whether the last attempt was none that failed.
+    fn works(&self) -> bool {
+        self.failures == 0
     }
 
     /// Something to try again after a pause, though nothing failed.

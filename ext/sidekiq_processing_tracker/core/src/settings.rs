@@ -28,6 +28,9 @@ pub struct Settings {
     pub polls: bool,
     /// Let Redis hand jobs over as they come, where it can.
     pub blocks: bool,
+    /// How long the control thread keeps a connection of its own after it has last needed one; then its beats go over the claims
+    /// link, as long as they come through there.
+    pub keep_control: Duration,
     /// Whose fetch takes the jobs.
     pub fetch: Fetch,
     /// What is to become of orphans.
@@ -103,6 +106,9 @@ impl Timestamps {
 const SHORTEST_STEP: Duration = Duration::from_millis(50);
 
 impl Settings {
+    /// The usual `keep_control`.
+    pub const KEEP_CONTROL: Duration = Duration::from_secs(2);
+
     /// The keys of the namespace.
     #[must_use]
     pub fn keys(&self) -> Keys {

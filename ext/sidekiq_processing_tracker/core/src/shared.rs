@@ -53,12 +53,17 @@ pub(crate) struct State {
     /// Somebody waits for a beat, to know whether the lease still stands.
     pub beat_now: bool,
     pub beat_waiters: Vec<Arc<Parker>>,
-    /// The control thread cannot connect and wants its beat sent by the claims thread.
-    pub ride: bool,
+    /// A beat that the control thread wants the claims thread to send.
+    pub ride: Option<Ride>,
+    /// The answer to it: how many instances are on the host, and one that is due.
+    pub ridden: Option<(Option<u64>, Option<Vec<u8>>)>,
     /// The claims thread waits for something to do, and nobody else is at the helm.
     pub claims_idle: bool,
     /// Until when the claims thread waits, at most.
     pub claims_until: Option<Instant>,
+    /// Since when threads have waited for jobs of queues of which no claim waits in Redis; or, where there are none, since when there
+    /// have been none.
+    pub unclaimed: (bool, Instant),
     /// The id of the connection that is told of changes in queues, while there is one.
     pub told: Option<i64>,
     /// The same, of one that should have been told and was not.
@@ -77,6 +82,15 @@ pub(crate) struct State {
     pub ended: Vec<Arc<Parker>>,
     /// What the slots have lent, when it is back.
     pub returned: [Option<Returned>; slots::MOST],
+}
+
+/// A beat that is sent on the claims link: what the control thread would tell with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ride {
+    /// Ruby has made progress that is worth a note.
+    pub progress: bool,
+    /// The host whose instances are to be counted.
+    pub host: Option<String>,
 }
 
 /// When a beat was sent: for the pace of beats, and by a clock that counts suspension.
@@ -149,6 +163,15 @@ impl State {
         }
     }
 
+    /// Notes whether there are such queues now. Answers whether that is new.
+    pub fn note_unclaimed(&mut self, any: bool, now: Instant) -> bool {
+        let is_new = self.unclaimed.0 != any;
+        if is_new {
+            self.unclaimed = (any, now);
+        }
+        is_new
+    }
+
     /// Whether jobs may still come for a crew.
     pub fn gives_work(&self, crew: usize) -> bool {
         self.phase == Phase::Running && self.registry.crews().get(crew).is_some_and(|crew| !crew.dismissed)
@@ -176,9 +199,11 @@ impl Shared {
                 last_beat_at: Duration::ZERO,
                 beat_now: false,
                 beat_waiters: Vec::new(),
-                ride: false,
+                ride: None,
+                ridden: None,
                 claims_idle: false,
                 claims_until: None,
+                unclaimed: (false, Instant::now()),
                 told: None,
                 distrusted: None,
                 alarm: false,
@@ -278,20 +303,25 @@ impl Shared {
         }
         state.beat_answered(sent);
         state.pace = beat.pace;
-        state.ride = false;
+        state.ride = None;
         if let Some((instances, _)) = beat.seen {
             state.instances = instances;
         }
         self.works(&mut state, side);
-        beat.seen.as_ref().and_then(|(_, due)| due.clone())
+        let due = beat.seen.as_ref().and_then(|(_, due)| due.clone());
+        if side == Side::Claims {
+            state.ridden = Some((beat.hosted, due));
+            self.control_wake.notify_all();
+            return None;
+        }
+        due
     }
 
-    /// The control thread asks the claims thread for a ride.
-    pub fn ride(&self) {
-        let mut state = self.state();
+    /// The control thread asks the claims thread to send its beat.
+    pub fn ride(&self, state: &mut State, ride: Ride) {
         if state.registered {
-            state.ride = true;
-            self.claims_wake.notify_all();
+            state.ride = Some(ride);
+            self.nudge(state);
         }
     }
 

@@ -10,8 +10,9 @@ use std::time::Instant;
 
 /// How many there are at most. Each has a thread and a connection.
 pub const MOST: usize = 8;
-/// The connections that a process has beside these: together they should be fewer than its threads.
-const OTHERS: usize = 4;
+/// The connections that a process has beside these, Sidekiq's own among them: together they should be fewer than stock Sidekiq's, one
+/// more than its threads. Another one is told of jobs, where a queue has no slot.
+const OTHERS: usize = 2;
 /// The indexes of their tokens begin here: no turn has so many jobs.
 const FIRST_INDEX: u64 = 1 << 32;
 
@@ -169,7 +170,9 @@ impl Slots {
 
     /// How many of its slots should have a connection.
     fn connections_for(crew: &Crew) -> usize {
-        crew.wanted().saturating_sub(OTHERS).max(1)
+        let most = crew.wanted().saturating_sub(OTHERS);
+        let is_enough = crew.plan.queues().count() <= most.min(MOST);
+        most.saturating_sub(usize::from(!is_enough)).max(1)
     }
 
     fn connected_of(&self, crew: usize) -> usize {
@@ -548,12 +551,12 @@ mod tests {
 
     #[test]
     fn the_likeliest_queues_come_first_and_there_are_not_too_many() {
-        let crew = crew(&["a", "b", "b", "c", "c", "c"], 6);
+        let crew = crew(&["a", "b", "b", "c", "c", "c"], 4);
         let mut slots = Slots::default();
         slots.add(0, &crew, &mut fastrand::Rng::with_seed(1));
         assert_eq!(slots.count(), 3);
         let crews = [crew];
-        assert_eq!(slots.post(&crews, Instant::now()), [0, 1]);
+        assert_eq!(slots.post(&crews, Instant::now()), [0]);
         assert_eq!(slots.post(&crews, Instant::now()), [0_usize; 0]);
         assert_eq!(slots.order(0), Some(Order::Connect));
         assert_eq!(connect(&mut slots, 0), (1, vec![]));
@@ -634,12 +637,24 @@ mod tests {
 
     #[test]
     fn a_single_queue_has_two_claims_where_there_are_threads_enough() {
-        for (threads, most) in [(1, 1), (5, 1), (6, 2), (25, 2)] {
+        for (threads, most) in [(1, 1), (3, 1), (4, 2), (25, 2)] {
             let crew = crew(&["a"], threads);
             let mut slots = Slots::default();
             slots.add(0, &crew, &mut fastrand::Rng::with_seed(1));
             assert_eq!(slots.count(), 2);
             assert_eq!(slots.post(&[crew], Instant::now()).len(), most, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn where_not_each_queue_can_have_one_a_connection_is_left_for_the_others() {
+        for (queues, threads, connections) in [(8, 10, 8), (9, 10, 7), (9, 25, 8), (3, 5, 3), (4, 5, 2), (2, 1, 1)] {
+            let names: Vec<String> = (0..queues).map(|queue| queue.to_string()).collect();
+            let crew = crew(&names.iter().map(String::as_str).collect::<Vec<_>>(), threads);
+            let mut slots = Slots::default();
+            slots.add(0, &crew, &mut fastrand::Rng::with_seed(1));
+            let posted = slots.post(&[crew], Instant::now()).len();
+            assert_eq!(posted, connections, "{queues} queues, {threads} threads");
         }
     }
 

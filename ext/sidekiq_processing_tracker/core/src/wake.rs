@@ -21,6 +21,12 @@ const SLICE: Duration = Duration::from_millis(250);
 /// The same for others, where it is woken for that: so soon does it notice that another link has found another server.
 const A_WHILE: Duration = Duration::from_secs(1);
 
+/// How long threads wait for jobs of a queue without a claim before there is a connection that is told of them: mostly there is a claim
+/// by then. Meanwhile Redis is asked.
+const LISTEN_AFTER: Duration = Duration::from_millis(20);
+/// How long that connection is kept where each queue has its claim.
+const KEEP: Duration = Duration::from_secs(5);
+
 pub(crate) fn run(shared: Arc<Shared>) {
     let mut attempts = Attempts::default();
     let bell = match Bell::new() {
@@ -62,14 +68,13 @@ fn wait_for_need(shared: &Shared, attempts: &Attempts) -> bool {
             return false;
         }
         let now = Instant::now();
-        let needed = state.registered && !state.registry.crews().is_empty() && !shared.settings.polls;
-        if needed && attempts.is_due(now) {
+        let (any, since) = state.unclaimed;
+        let needed = state.registered && any && !shared.settings.polls;
+        let at = attempts.at.unwrap_or(now).max(since + LISTEN_AFTER);
+        if needed && at <= now {
             return true;
         }
-        let pause = attempts
-            .at
-            .filter(|_| needed)
-            .map_or(Duration::from_secs(60), |at| at.saturating_duration_since(now));
+        let pause = if needed { at - now } else { Duration::from_secs(60) };
         state = shared
             .alarm_wake
             .wait_timeout(state, pause.max(Duration::from_millis(1)))
@@ -118,7 +123,10 @@ fn attend(shared: &Shared, visit: u64, id: i64, mut hears: impl FnMut() -> Resul
         }
         // Another link has found another server: that one is to tell.
         let state = shared.state();
-        let is_over = matches!(state.phase, Phase::Left | Phase::Stopped) || state.distrusted == Some(id);
+        let (any, since) = state.unclaimed;
+        let is_over = matches!(state.phase, Phase::Left | Phase::Stopped)
+            || state.distrusted == Some(id)
+            || !any && since.elapsed() > KEEP;
         if is_over || !shared.settings.redis.rendezvous.is_current(visit) {
             return Ok(());
         }

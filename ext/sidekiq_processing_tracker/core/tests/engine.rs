@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -604,7 +604,9 @@ fn beats_ride_on_the_claims_link_when_the_control_link_cannot_connect() {
         control: None,
     };
     let proxy = Proxy::start(server.socket_path(), plan);
-    let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
+    let mut settings_of_one = settings(&proxy.socket_path(), "one");
+    settings_of_one.keep_control = SOON;
+    let tracker = Tracker::registered(settings_of_one);
     let survivor = engine(&server, "survivor");
     let identity = tracker.identity();
     let held = tracker.record("work", &job("held"));
@@ -631,6 +633,51 @@ fn beats_ride_on_the_claims_link_when_the_control_link_cannot_connect() {
     tracker.engine().ack(held);
     assert!(tracker.leave(SOON));
     assert_eq!(tracker.count(is_lease_lost), 0);
+    assert!(survivor.leave(SOON));
+    assert_eq!(queue(&server, "work"), NOTHING);
+    assert_at_rest(&server);
+}
+
+#[test]
+fn a_claims_link_that_does_not_answer_holds_up_no_beat() {
+    let server = RedisServer::start();
+    let stalls = Arc::new(AtomicBool::new(false));
+    let ridden = Arc::new(AtomicUsize::new(0));
+    let proxy = Proxy::start(server.socket_path(), {
+        let (stalls, ridden) = (stalls.clone(), ridden.clone());
+        let mut claims = None;
+        move |request: &Request| {
+            if lua::is_call(request, &lua::TURN) {
+                claims = Some(request.connection);
+            }
+            if !lua::is_call(request, &lua::BEAT) || claims != Some(request.connection) {
+                return Action::pass();
+            }
+            ridden.fetch_add(1, SeqCst);
+            if stalls.swap(false, SeqCst) {
+                Action::stall()
+            } else {
+                Action::pass()
+            }
+        }
+    });
+    let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
+    let survivor = engine(&server, "survivor");
+    let identity = tracker.identity();
+    for _ in 0..3 {
+        let handle = tracker.record("work", &job("held"));
+        ridden.store(0, SeqCst);
+        eventually(SOON, "beats go over the claims link", || ridden.load(SeqCst) > 5);
+        // Then it is silent, for as long as a lease lasts.
+        stalls.store(true, SeqCst);
+        eventually(SOON, "it is silent", || !stalls.load(SeqCst));
+        eventually(SOON, "there is another", || proxy.open_connections() > 1);
+        tracker.engine().ack(handle);
+        eventually(SOON, "the job is acked", || in_flight(&server).is_empty());
+    }
+    assert_eq!(tracker.identity(), identity);
+    assert_eq!((survivor.count(is_recovered), tracker.count(is_lease_lost)), (0, 0));
+    assert!(tracker.leave(SOON));
     assert!(survivor.leave(SOON));
     assert_eq!(queue(&server, "work"), NOTHING);
     assert_at_rest(&server);

@@ -35,6 +35,7 @@ pub fn read(ruby: &Ruby, hash: RHash) -> Result<Settings, Error> {
         },
         info,
         polls: get(ruby, hash, "polls")?.unwrap_or(false),
+        keep_control: Settings::KEEP_CONTROL,
         blocks: true,
         fetch: match get::<String>(ruby, hash, "fetch")?.as_deref() {
             Some("native") => Fetch::Native,

@@ -56,6 +56,7 @@ fn settings() -> Settings {
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
         polls: false,
+        keep_control: Duration::ZERO,
         blocks: false,
         proc: None,
         exclusive: false,

@@ -52,6 +52,7 @@ pub fn settings(socket: &Path, instance_id: &str) -> Settings {
         fetch: Fetch::Sidekiq,
         policy: Policy::default(),
         polls: false,
+        keep_control: Duration::ZERO,
         blocks: false,
         proc: None,
         exclusive: false,
