@@ -172,6 +172,11 @@ impl Claims {
             Task::Turn(identity, turn) => self.turn(&identity, &turn),
             Task::Sweep(identity) => self.sweep(&identity),
             Task::Ride(identity, pace, ride) => match self.ride(&identity, pace, &ride) {
+                Err(error @ Error::Connection(_)) => {
+                    // It may have been dead for long: once more, if nobody has sent a beat by then.
+                    self.shared.state().ride.get_or_insert(ride);
+                    Err(error)
+                }
                 // Redis refuses a beat, on whichever link. That tells nothing of turns, which must get their chance.
                 Err(Error::Refused(_)) => return,
                 outcome => outcome,
@@ -378,7 +383,8 @@ impl Claims {
             queues.extend(crew.plan.queues().filter(|queue| !is_covered(queue)).cloned());
         }
         queues.retain(|queue| !self.refused.iter().any(|(refused, _)| **refused == **queue));
-        if state.note_unclaimed(!queues.is_empty(), now) {
+        if state.unclaimed.note(!queues.is_empty(), now) {
+            self.watch.poll = Duration::ZERO;
             self.shared.alarm_wake.notify_all();
         }
         if queues.is_empty() {
@@ -605,7 +611,7 @@ impl Claims {
         Ok(())
     }
 
-    /// The control thread cannot connect: its beat goes along here.
+    /// The beat that the control thread has asked to be sent here.
     fn ride(&mut self, identity: &str, pace: Pace, ride: &Ride) -> crate::Result<()> {
         failpoint::reach("before_ride");
         let (keys, sent) = (&self.shared.keys, Sent::now());

@@ -52,7 +52,7 @@ struct Control {
     gap: (Option<Instant>, Duration),
     last_progress: Option<Instant>,
     /// When the claims thread was asked to send the beat that is due.
-    rides: Option<Instant>,
+    asked: Option<Instant>,
     /// When the connection was last needed for something that cannot go over the claims link.
     needed: Instant,
 }
@@ -94,7 +94,7 @@ impl Control {
             registered: None,
             gap: (None, Duration::ZERO),
             last_progress: None,
-            rides: None,
+            asked: None,
             needed: Instant::now(),
         }
     }
@@ -150,7 +150,7 @@ impl Control {
                     .last_beat
                     .map_or(now, |last| last + self.gap.1.min(state.pace.step));
                 if now < due {
-                    self.rides = None;
+                    self.asked = None;
                 }
                 if (now >= due || state.beat_now) && self.beat.is_due(now) {
                     match self.ride(&mut state, now) {
@@ -290,6 +290,10 @@ impl Control {
     }
 
     fn beat(&mut self, identity: &str, pace: Pace) {
+        if !self.link.is_connected() {
+            // It could not go over the claims link, and the next one may not either.
+            self.needed = Instant::now();
+        }
         let progress = self.progress();
         let sent = Sent::now();
         match scripts::beat(
@@ -312,8 +316,9 @@ impl Control {
             }
             Err(error) => {
                 self.failed(&error, pace);
-                self.needed = Instant::now();
-                self.shared.ride(&mut self.shared.state(), Ride::default());
+                let host = self.neighbours.host().map(str::to_owned);
+                self.shared
+                    .ride(&mut self.shared.state(), Ride { progress: false, host });
             }
         }
     }
@@ -332,12 +337,12 @@ impl Control {
         if self.link.is_connected() || !self.beat.works() || state.is_claims_down() || state.beat_now {
             return None;
         }
-        let since = match self.rides {
+        let since = match self.asked {
             Some(since) => since,
             None => {
                 let (progress, host) = (self.progress(), self.neighbours.host().map(str::to_owned));
                 self.shared.ride(state, Ride { progress, host });
-                *self.rides.insert(now)
+                *self.asked.insert(now)
             }
         };
         Some(since + state.pace.step / 4).filter(|until| now < *until)

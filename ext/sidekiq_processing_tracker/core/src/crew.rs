@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 pub struct Plan {
     /// Where the order is drawn, a queue of weight `n` stands here `n` times.
     queues: Vec<Arc<[u8]>>,
+    /// How many there are.
+    count: usize,
     strict: bool,
 }
 
@@ -24,10 +26,18 @@ impl Plan {
         let queues: Vec<Arc<[u8]>> = queues.into_iter().map(Arc::from).collect();
         let one = queues.windows(2).all(|pair| pair[0] == pair[1]);
         let strict = strict || one;
+        let count = distinct(queues.clone()).len();
         Self {
             queues: if strict { distinct(queues) } else { queues },
+            count,
             strict,
         }
+    }
+
+    /// How many queues there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// The names of the queues.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 pub const PROC: &str = "/proc";
 
 /// How often the list of neighbours is read though it has not changed as far as a beat can tell.
-const LIST_EVERY: Duration = Duration::from_secs(60);
+const LIST_EVERY: Duration = Duration::from_secs(5 * 60);
 /// How long the index of a host or a label outlives the last look at it. It is gone with its last entry; this is for entries
 /// that nobody can remove.
 const INDEX_LIVES: Duration = Duration::from_secs(24 * 60 * 60);

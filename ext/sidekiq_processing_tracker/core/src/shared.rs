@@ -61,9 +61,8 @@ pub(crate) struct State {
     pub claims_idle: bool,
     /// Until when the claims thread waits, at most.
     pub claims_until: Option<Instant>,
-    /// Since when threads have waited for jobs of queues of which no claim waits in Redis; or, where there are none, since when there
-    /// have been none.
-    pub unclaimed: (bool, Instant),
+    /// Whether threads wait for jobs of queues for which no claim waits in Redis.
+    pub unclaimed: Unclaimed,
     /// The id of the connection that is told of changes in queues, while there is one.
     pub told: Option<i64>,
     /// The same, of one that should have been told and was not.
@@ -138,6 +137,41 @@ impl Health {
     }
 }
 
+/// Queues that threads wait for, and for which no claim waits in Redis.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Unclaimed {
+    /// There are such queues.
+    pub any: bool,
+    /// Since when, but for short breaks.
+    pub since: Option<Instant>,
+    /// When there were none any more, the last time.
+    pub until: Option<Instant>,
+}
+
+impl Unclaimed {
+    /// A break as short as that is none.
+    pub const BREAK: Duration = Duration::from_secs(5);
+
+    /// Notes whether there are any now. Answers whether that is new.
+    pub fn note(&mut self, any: bool, now: Instant) -> bool {
+        if self.any == any {
+            return false;
+        }
+        self.any = any;
+        if !any {
+            self.until = Some(now);
+        } else if self.is_over(now) {
+            self.since = Some(now);
+        }
+        true
+    }
+
+    /// Whether there have been none for so long that it is no break.
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| now.duration_since(until) > Self::BREAK)
+    }
+}
+
 impl State {
     /// Whether this is the identity that has the lease.
     pub fn is(&self, identity: &str) -> bool {
@@ -161,15 +195,6 @@ impl State {
         for waiter in self.beat_waiters.drain(..) {
             waiter.unpark();
         }
-    }
-
-    /// Notes whether there are such queues now. Answers whether that is new.
-    pub fn note_unclaimed(&mut self, any: bool, now: Instant) -> bool {
-        let is_new = self.unclaimed.0 != any;
-        if is_new {
-            self.unclaimed = (any, now);
-        }
-        is_new
     }
 
     /// Whether jobs may still come for a crew.
@@ -203,7 +228,7 @@ impl Shared {
                 ridden: None,
                 claims_idle: false,
                 claims_until: None,
-                unclaimed: (false, Instant::now()),
+                unclaimed: Unclaimed::default(),
                 told: None,
                 distrusted: None,
                 alarm: false,
@@ -291,7 +316,8 @@ impl Shared {
         }
     }
 
-    /// A beat was answered on this link. Answers an instance that is due.
+    /// A beat was answered on this link. Answers an instance that is due; for the control thread to read (`State::ridden`), where it was
+    /// sent by another.
     pub fn beaten(&self, side: Side, identity: &str, sent: Sent, beat: &Fenced<Beat>) -> Option<Vec<u8>> {
         let Fenced::Alive(beat) = beat else {
             self.lose(identity);
@@ -332,6 +358,7 @@ impl Shared {
             return;
         }
         state.registered = false;
+        (state.ride, state.ridden) = (None, None);
         let jobs = state.registry.lose();
         state.lost = Some((identity.to_owned(), jobs));
         state.wake_beat_waiters();

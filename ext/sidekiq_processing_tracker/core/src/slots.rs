@@ -169,9 +169,10 @@ impl Slots {
     }
 
     /// How many of its slots should have a connection.
-    fn connections_for(crew: &Crew) -> usize {
+    fn connections_for(&self, number: usize, crew: &Crew) -> usize {
         let most = crew.wanted().saturating_sub(OTHERS);
-        let is_enough = crew.plan.queues().count() <= most.min(MOST);
+        let has_slot = |queue: &Arc<[u8]>| self.of(number).any(|slot| slot.queue == *queue);
+        let is_enough = crew.plan.count() <= most && crew.plan.queues().all(has_slot);
         most.saturating_sub(usize::from(!is_enough)).max(1)
     }
 
@@ -186,7 +187,9 @@ impl Slots {
         let mut busy = Vec::new();
         for (number, crew) in crews.iter().enumerate() {
             let mut left = Self::most_for(crew).saturating_sub(self.outstanding_of(number));
-            let mut to_connect = Self::connections_for(crew).saturating_sub(self.connected_of(number));
+            let mut to_connect = self
+                .connections_for(number, crew)
+                .saturating_sub(self.connected_of(number));
             for at in 0..self.slots.len() {
                 let slot = &mut self.slots[at];
                 let rests = slot.rests_until.is_some_and(|until| now < until);
@@ -649,13 +652,29 @@ mod tests {
     #[test]
     fn where_not_each_queue_can_have_one_a_connection_is_left_for_the_others() {
         for (queues, threads, connections) in [(8, 10, 8), (9, 10, 7), (9, 25, 8), (3, 5, 3), (4, 5, 2), (2, 1, 1)] {
-            let names: Vec<String> = (0..queues).map(|queue| queue.to_string()).collect();
+            // The first has a weight.
+            let names: Vec<String> = (0..queues).chain([0, 0]).map(|queue| queue.to_string()).collect();
             let crew = crew(&names.iter().map(String::as_str).collect::<Vec<_>>(), threads);
             let mut slots = Slots::default();
             slots.add(0, &crew, &mut fastrand::Rng::with_seed(1));
             let posted = slots.post(&[crew], Instant::now()).len();
             assert_eq!(posted, connections, "{queues} queues, {threads} threads");
         }
+    }
+
+    #[test]
+    fn a_second_crew_may_find_too_few_slots() {
+        let crews = ["abcde", "fghij"]
+            .map(|names| crew(&names.split("").filter(|name| !name.is_empty()).collect::<Vec<_>>(), 10));
+        let mut slots = Slots::default();
+        for (number, crew) in crews.iter().enumerate() {
+            slots.add(number, crew, &mut fastrand::Rng::with_seed(1));
+        }
+        assert_eq!(
+            (slots.connections_for(0, &crews[0]), slots.connections_for(1, &crews[1])),
+            (8, 7)
+        );
+        assert_eq!(slots.post(&crews, Instant::now()).len(), MOST);
     }
 
     #[test]

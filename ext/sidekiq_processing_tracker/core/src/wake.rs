@@ -24,8 +24,6 @@ const A_WHILE: Duration = Duration::from_secs(1);
 /// How long threads wait for jobs of a queue without a claim before there is a connection that is told of them: mostly there is a claim
 /// by then. Meanwhile Redis is asked.
 const LISTEN_AFTER: Duration = Duration::from_millis(20);
-/// How long that connection is kept where each queue has its claim.
-const KEEP: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(shared: Arc<Shared>) {
     let mut attempts = Attempts::default();
@@ -68,8 +66,9 @@ fn wait_for_need(shared: &Shared, attempts: &Attempts) -> bool {
             return false;
         }
         let now = Instant::now();
-        let (any, since) = state.unclaimed;
-        let needed = state.registered && any && !shared.settings.polls;
+        let unclaimed = state.unclaimed;
+        let needed = state.registered && unclaimed.any && !shared.settings.polls;
+        let since = unclaimed.since.unwrap_or(now);
         let at = attempts.at.unwrap_or(now).max(since + LISTEN_AFTER);
         if needed && at <= now {
             return true;
@@ -123,10 +122,10 @@ fn attend(shared: &Shared, visit: u64, id: i64, mut hears: impl FnMut() -> Resul
         }
         // Another link has found another server: that one is to tell.
         let state = shared.state();
-        let (any, since) = state.unclaimed;
+        let unclaimed = state.unclaimed;
         let is_over = matches!(state.phase, Phase::Left | Phase::Stopped)
             || state.distrusted == Some(id)
-            || !any && since.elapsed() > KEEP;
+            || !unclaimed.any && unclaimed.is_over(Instant::now());
         if is_over || !shared.settings.redis.rendezvous.is_current(visit) {
             return Ok(());
         }

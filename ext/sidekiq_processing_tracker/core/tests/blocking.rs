@@ -73,7 +73,7 @@ fn each_queue_has_a_claim_as_long_as_there_are_threads_for_them() {
     let server = RedisServer::start();
     let tracker = engine(&server);
     let work = crew(&tracker, &["a", "b", "c"]);
-    let mut parkers: Vec<_> = (0..5).map(|_| waits(&tracker, work)).collect();
+    let mut parkers: Vec<_> = (0..4).map(|_| waits(&tracker, work)).collect();
     until_blocked(&server, 1);
     parkers.push(waits(&tracker, work));
     parkers.push(waits(&tracker, work));
@@ -96,6 +96,56 @@ fn each_queue_has_a_claim_as_long_as_there_are_threads_for_them() {
         let taken = taken_by(&tracker, work, &parker, QUICK);
         assert_eq!(taken.queue, name.as_bytes());
         tracker.engine().ack(taken.handle);
+        parkers.push(waits(&tracker, work));
+    }
+    assert!(tracker.leave(SOON));
+    assert_at_rest(&server);
+}
+
+#[test]
+fn redis_tells_of_jobs_only_where_a_queue_has_no_claim() {
+    let server = RedisServer::start();
+    let tracker = engine(&server);
+    let work = crew(&tracker, &["a", "b", "c"]);
+    let mut parkers: Vec<_> = (0..6).map(|_| waits(&tracker, work)).collect();
+    until_blocked(&server, 3);
+    let listeners = || -> usize {
+        let mut list = redis::cmd("CLIENT");
+        let listed: String = list
+            .arg("LIST")
+            .arg("TYPE")
+            .arg("pubsub")
+            .query(&mut server.connect())
+            .unwrap();
+        listed.lines().count()
+    };
+    // One that there was at first is closed after a while.
+    eventually(SOON, "nobody is told", || listeners() == 0);
+    for round in 0..3 {
+        for name in ["a", "b", "c"] {
+            push(&server, name, &[job(&format!("{name}{round}"))]);
+            let came = eventually_some(QUICK, "the job is handed over", || {
+                parkers.iter().position(|parker| parker.is_done())
+            });
+            let parker = parkers.remove(came);
+            tracker.engine().ack(taken_by(&tracker, work, &parker, QUICK).handle);
+            parkers.push(waits(&tracker, work));
+        }
+        assert_eq!(listeners(), 0);
+    }
+    // Too few threads wait for a claim each.
+    for parker in parkers.drain(..4) {
+        tracker.engine().stop_waiting(work, &parker);
+    }
+    until_blocked(&server, 1);
+    eventually(SOON, "somebody is told", || listeners() == 1);
+    for name in ["a", "b", "c"] {
+        push(&server, name, &[job(name)]);
+        let came = eventually_some(QUICK, "the job comes", || {
+            parkers.iter().position(|parker| parker.is_done())
+        });
+        let parker = parkers.remove(came);
+        tracker.engine().ack(taken_by(&tracker, work, &parker, QUICK).handle);
         parkers.push(waits(&tracker, work));
     }
     assert!(tracker.leave(SOON));

@@ -138,7 +138,7 @@ local function flush()
   batch, counters = {}, {}
 end
 
-local jobs, plain, counted_ones = {}, {}, {}
+local jobs, plain_tokens, expected_counters = {}, {}, {}
 for i = 17, #ARGV, 14 do
   local job = {
     number = (i - 17) / 14 + 1, token = ARGV[i], decision = ARGV[i + 1], expected = tonumber(ARGV[i + 2]),
@@ -153,14 +153,16 @@ for i = 17, #ARGV, 14 do
   end
   job.list = list_of(inflight, job.token)
   job.plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held') and not job.list
-  if job.plain then plain[#plain + 1] = job.token end
-  if job.expected then counted_ones[#counted_ones + 1] = job.counter end
+  if job.plain then plain_tokens[#plain_tokens + 1] = job.token end
+  if job.expected then expected_counters[#expected_counters + 1] = job.counter end
   jobs[job.number] = job
 end
 -- Of each what was there before anything was done.
 local payloads = {}
-for i, payload in ipairs(#plain > 0 and redis.call('HMGET', inflight, unpack(plain)) or {}) do payloads[plain[i]] = payload end
-for i, count in ipairs(#counted_ones > 0 and redis.call('MGET', unpack(counted_ones)) or {}) do counts[counted_ones[i]] = count end
+local held = #plain_tokens > 0 and redis.call('HMGET', inflight, unpack(plain_tokens)) or {}
+for i, payload in ipairs(held) do payloads[plain_tokens[i]] = payload end
+local known = #expected_counters > 0 and redis.call('MGET', unpack(expected_counters)) or {}
+for i, count in ipairs(known) do counts[expected_counters[i]] = count end
 
 for _, job in ipairs(jobs) do
   local list, plain = job.list, job.plain
