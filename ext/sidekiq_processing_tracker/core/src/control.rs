@@ -384,6 +384,7 @@ impl Control {
             Ok(false) => self.recover.pause(pace),
             Err(error) => {
                 self.link.discard();
+                // There may be another server, with other names.
                 self.named.was_in_vain();
                 // A failure to reach Redis is told by the beats, and the same call is made again. What Redis refuses, it
                 // may refuse for ever: the hold runs out, and meanwhile others get their turn.

@@ -206,9 +206,9 @@ impl Due {
         }
     }
 
-    /// Whether a claim may be worth while: most polls find nothing, and a look is a single command. (It
-    /// brings a payload: a count would be another right.) After a claim without an answer
-    /// comes another, whatever there is: only that keeps a late copy of the first out.
+    /// Whether a claim may be worth while: most polls find nothing, and a look is a single command. (It brings a payload: a count
+    /// would be another right.) After a claim without an answer comes another, whatever there is: only that keeps a late copy of
+    /// the first out.
     fn may_have(&mut self, set: &[u8], until: &[u8]) -> Result<bool> {
         if self.more || self.unsure || !self.answered {
             return Ok(true);

@@ -84,7 +84,7 @@ pub(crate) struct State {
 }
 
 /// A beat that is sent on the claims link: what the control thread would tell with it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Ride {
     /// Ruby has made progress that is worth a note.
     pub progress: bool,

@@ -4,7 +4,8 @@
 --       process has ended, else ''), what the keys of queues begin with
 -- Answers: without an identity 'due' and identities, up to 16; else 'gone', 'runs', 'overwritten' (its hash is none), or
 --       'reaped', now, when it was fenced, when the last suspect left ('' for never) (all on the lease clock), three lists
---       (its info, the fields of its in-flight hash, and what these hold, or none where that is more than 200 or 1 MB), whether its scheduler has left anything (1 or 0), and the server's time in ms
+--       (its info, the fields of its in-flight hash, and what these hold, or none where that is more than 200 or 1 MB),
+--       whether its scheduler has left anything (1 or 0), and the server's time in ms
 local clock, instances, inflight, info, due, hands = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local identity = ARGV[3]
 
