@@ -90,6 +90,7 @@ module Bench
       new(:native, "this gem, native fetch", records: OURS, needs: ["fetch="]),
       new(:middleware, "this gem, middleware mode", records: OURS, share: 0.5, needs: []),
       new(:other, "another build of this gem, native fetch", file: :native, records: OURS, needs: ["fetch="], lib: OTHER),
+      new(:other_middleware, "another build of this gem, middleware mode", file: :middleware, records: OURS, share: 0.5, needs: ["fetch="], lib: OTHER),
       new(:lmove, "LMOVE/LREM fetch in Ruby", records: "bench:working:*", share: 0.7),
       new(:ruby, "tracking middleware in Ruby", records: "sidekiq_processing:jobs:*", share: 0.4),
       new(:stock_6, "stock Sidekiq 6.5", file: :stock, bundle: SIX, baseline: :stock_6),

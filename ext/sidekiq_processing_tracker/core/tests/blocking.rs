@@ -131,13 +131,13 @@ fn redis_tells_of_jobs_only_where_a_queue_has_no_claim() {
             tracker.engine().ack(taken_by(&tracker, work, &parker, QUICK).handle);
             parkers.push(waits(&tracker, work));
         }
-        assert_eq!(listeners(), 0);
+        // Where the machine is so busy that a claim is made late, somebody is told meanwhile.
+        eventually(SOON, "nobody is told any more", || listeners() == 0);
     }
     // Too few threads wait for a claim each.
     for parker in parkers.drain(..4) {
         tracker.engine().stop_waiting(work, &parker);
     }
-    until_blocked(&server, 1);
     eventually(SOON, "somebody is told", || listeners() == 1);
     for name in ["a", "b", "c"] {
         push(&server, name, &[job(name)]);

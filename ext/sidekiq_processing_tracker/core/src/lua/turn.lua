@@ -20,8 +20,11 @@ local function take()
   position = position + 1
   return ARGV[position]
 end
+-- Most of them are 0, and to compare is cheaper than to compute.
 local function take_count()
-  return tonumber(take())
+  position = position + 1
+  local count = ARGV[position]
+  return count == '0' and 0 or tonumber(count)
 end
 
 local done = lease_of(inflight)
@@ -126,11 +129,15 @@ local function suffix_of(queue)
   end
   return taken_at .. queue
 end
+-- Lua writes a number as any that has a fraction, which takes as long as a command.
+local function numeral(number)
+  return number < 10 and string.char(48 + number) or number
+end
 local fields = {'call', ARGV[1]}
 local prefix = ARGV[1] .. '-'
 for i = 1, records do
   local queue, payload = take(), take()
-  local token = prefix .. i .. suffix_of(queue)
+  local token = prefix .. numeral(i) .. suffix_of(queue)
   fields[#fields + 1] = token
   fields[#fields + 1] = payload
   recorded[i] = token
@@ -141,7 +148,7 @@ local function claim(key, payloads)
   local suffix = suffix_of(string.sub(key, 7))
   for i = 1, #payloads do
     local payload = payloads[i]
-    local token = prefix .. index + i .. suffix
+    local token = prefix .. numeral(index + i) .. suffix
     fields[filled + 1], fields[filled + 2] = token, payload
     claimed[jobs + 1], claimed[jobs + 2] = token, payload
     filled, jobs = filled + 2, jobs + 2
@@ -155,7 +162,7 @@ end
 -- reads all of it. Where this user may not do that, it is RPOP too.
 local size = take_count()
 local large, bulk, may_read = size > 0 and redis.REDIS_VERSION_NUM, size == 0, false
-local function pop_large(key)
+local pop_large = large and function(key)
   local token = prefix .. index + 1 .. '+' .. suffix_of(string.sub(key, 7))
   local list = list_of(inflight, token)
   -- What may not be read must not be moved.
@@ -191,7 +198,7 @@ local function pop(at, most)
     if in_list then
       -- It is claimed, if there was one.
     elseif bulk and most - got > 1 then
-      found = redis.pcall('RPOP', key, most - got)
+      found = redis.pcall('RPOP', key, numeral(most - got))
     else
       found = redis.pcall('RPOP', key)
       if type(found) == 'string' then found = {found} end
