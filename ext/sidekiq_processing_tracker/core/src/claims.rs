@@ -14,6 +14,7 @@ use crate::scripts::{self, Fenced, LastCall, Turn, Turned};
 use crate::settings::Pace;
 use crate::shared::{Phase, Ride, Sent, Shared, Side, State};
 use crate::slots::Client;
+use crate::turns::Turns;
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
     *lock(&shared.helm) = Some(Claims {
         link: Link::new(shared.settings.redis.clone(), timeout),
         shared: shared.clone(),
+        turns: Turns::default(),
         attempts: Attempts::default(),
         swept: (0, Instant::now()),
         swept_last: false,
@@ -115,6 +117,7 @@ pub(crate) fn answer_alarm(shared: &Shared) {
 pub(crate) struct Claims {
     shared: Arc<Shared>,
     link: Link,
+    turns: Turns,
     attempts: Attempts,
     /// The connection on which the last sweep was made, and when.
     swept: (u64, Instant),
@@ -513,7 +516,15 @@ impl Claims {
 
     fn turn(&mut self, identity: &str, turn: &Turn) -> crate::Result<()> {
         failpoint::reach("before_turn");
-        let turned = scripts::turn(&mut self.link, &self.shared.keys, identity, turn)?;
+        let shared = &self.shared;
+        let plain = shared.settings.polls;
+        let turned = self.turns.send(&mut self.link, &shared.keys, identity, turn, plain)?;
+        if let Some(error) = self.turns.refusal() {
+            shared.warn_once(
+                "transactions",
+                format!("Redis refuses transactions, so each turn is a script, which costs it up to three times as much: {error}"),
+            );
+        }
         failpoint::reach("after_turn");
         match turned {
             Turned::Done(done) => {

@@ -36,6 +36,7 @@ pub mod slots;
 pub mod target;
 pub mod threads;
 pub mod tls;
+mod turns;
 mod wake;
 pub mod watch;
 mod wire;

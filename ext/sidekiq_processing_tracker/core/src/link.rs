@@ -262,15 +262,24 @@ impl Link {
     /// `Error::Connection`; the connection is gone then.
     pub fn pipeline(&mut self, commands: &redis::Pipeline) -> Result<Vec<redis::RedisResult<Value>>> {
         self.connect()?;
+        let answers = self.converse(commands)?;
+        Ok(answers.into_iter().map(Value::extract_error).collect())
+    }
+
+    /// The same, on the connection that there is and on no other. An error that the server sends is a value, wherever it stands.
+    ///
+    /// # Errors
+    /// As for `pipeline`, also where there is no connection.
+    pub(crate) fn converse(&mut self, commands: &redis::Pipeline) -> Result<Vec<Value>> {
         let count = commands.len();
         let answers = match &mut self.connection {
             Some(opened) => opened.line.ask(&commands.get_packed_pipeline(), count),
-            None => return Err(Error::Internal("connected, but no connection".into())),
+            None => return Err(Error::Connection("the connection is gone".into())),
         };
         if answers.is_err() {
             self.connection = None;
         }
-        Ok(answers?.into_iter().map(Value::extract_error).collect())
+        Ok(answers?)
     }
 
     fn settle(&mut self, answer: redis::RedisResult<Value>) -> Result<Value> {

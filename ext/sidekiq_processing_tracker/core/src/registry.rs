@@ -773,8 +773,15 @@ impl Registry {
         claims
     }
 
-    /// What was claimed. A crew that got less than it asked for knows that its queues are empty, unless the answer was cut.
-    fn claimed(&mut self, outstanding: &Outstanding, mut claimed: Vec<(Token, Vec<u8>)>, now: Instant) -> Calls {
+    /// What was claimed. A crew that got less than it asked for knows that its queues are empty, unless the answer was cut
+    /// or some were not tried.
+    fn claimed(
+        &mut self,
+        outstanding: &Outstanding,
+        mut claimed: Vec<(Token, Vec<u8>)>,
+        untried: bool,
+        now: Instant,
+    ) -> Calls {
         let (claims, records) = (&outstanding.claims, outstanding.records.len());
         // A repeated turn answers in any order.
         claimed.sort_by_key(|(token, _)| token.order());
@@ -808,7 +815,7 @@ impl Registry {
         self.put_ready_back(back);
         let mut calls = Vec::new();
         for (crew, missing) in self.crews.iter_mut().zip(missing) {
-            crew.dry |= missing > 0 && bytes < BATCH_BYTES;
+            crew.dry |= missing > 0 && bytes < BATCH_BYTES && !untried;
             calls.extend(crew.call());
             crew.weigh(now);
         }
@@ -827,8 +834,11 @@ impl Registry {
             return remarks;
         };
         remarks.asked = outstanding.claims.len();
+        for token in done.vain {
+            self.queue_ack(token, now);
+        }
         outstanding.marks.iter().for_each(|parker| parker.unpark());
-        remarks.called = self.claimed(&outstanding, done.claimed, now);
+        remarks.called = self.claimed(&outstanding, done.claimed, done.untried, now);
         for (position, waiter) in outstanding.requeues.into_iter().enumerate() {
             if done.undone.contains(&position) {
                 remarks.stuck.push(match &outstanding.turn.requeues[position] {

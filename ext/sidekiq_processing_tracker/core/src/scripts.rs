@@ -5,6 +5,7 @@ mod answer;
 mod block;
 mod recover;
 mod survey;
+mod transaction;
 mod turn;
 
 use crate::entry::Token;
@@ -23,6 +24,7 @@ pub use block::*;
 pub(crate) use recover::lock_of;
 pub use recover::*;
 pub use survey::*;
+pub(crate) use transaction::*;
 pub use turn::*;
 
 /// A script and its hash.

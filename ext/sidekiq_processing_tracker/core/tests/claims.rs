@@ -304,5 +304,8 @@ fn a_storm_costs_no_job_and_doubles_only_those_whose_acks_it_cut() {
     assert!(twice > 0, "no ack was cut");
     assert!(jobs > 2000, "{jobs} jobs");
     assert!(stat(server, "requeued") > 0);
+    // Each of these is a job that came without the script of a turn.
+    let moved = server.calls_of("lmove");
+    assert!(moved > 200, "{moved} jobs of {jobs}");
     assert_at_rest(server);
 }

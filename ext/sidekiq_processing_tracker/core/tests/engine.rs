@@ -166,7 +166,7 @@ fn deaf_to_turns(server: &RedisServer) -> (Proxy, Tracker, Arc<AtomicBool>) {
     let proxy = Proxy::start(server.socket_path(), {
         let heard = heard.clone();
         move |request: &Request| {
-            if !heard.load(SeqCst) && lua::is_call(request, &lua::TURN) {
+            if !heard.load(SeqCst) && lua::is_turn(request) {
                 Action::stall_reply()
             } else {
                 Action::pass()
@@ -647,7 +647,7 @@ fn a_claims_link_that_does_not_answer_holds_up_no_beat() {
         let (stalls, ridden) = (stalls.clone(), ridden.clone());
         let mut claims = None;
         move |request: &Request| {
-            if lua::is_call(request, &lua::TURN) {
+            if lua::is_turn(request) {
                 claims = Some(request.connection);
             }
             if !lua::is_call(request, &lua::BEAT) || claims != Some(request.connection) {

@@ -599,7 +599,7 @@ fn recovery_under_random_cuts_loses_and_doubles_nothing_and_keeps_the_order() {
     assert_all_kinds(seed, &counts);
 }
 
-/// A cut at every place of a turn, with and without a late copy, and the same of the last call.
+/// A cut at every place of a turn and of the last call, with a late copy; a turn without a script is cut there, or comes late.
 #[test]
 fn a_turn_and_a_leave_may_be_cut_at_every_place() {
     thread::scope(|scope| {
@@ -608,7 +608,9 @@ fn a_turn_and_a_leave_may_be_cut_at_every_place() {
                 let server = RedisServer::start();
                 let shares = (0..=10).map(|tenth| f64::from(tenth) / 10.0);
                 for share in shares {
-                    cut_at(&server, share, half == 0);
+                    for late in [false, true] {
+                        cut_at(&server, share, half == 0, late);
+                    }
                 }
                 assert_at_rest(&server);
             });
@@ -616,7 +618,7 @@ fn a_turn_and_a_leave_may_be_cut_at_every_place() {
     });
 }
 
-fn cut_at(server: &RedisServer, share: f64, in_request: bool) {
+fn cut_at(server: &RedisServer, share: f64, in_request: bool, late: bool) {
     let (at, armed) = (At::Share(share), std::sync::Arc::new(Mutex::new(None)));
     let action = if in_request {
         Action::cut_request(at, End::Close)
@@ -628,18 +630,21 @@ fn cut_at(server: &RedisServer, share: f64, in_request: bool) {
         move |request: &Request| {
             let mut armed = armed.lock().unwrap();
             let hit = match *armed {
-                Some("turn") => lua::is_call(request, &lua::TURN),
+                Some("turn") => lua::is_turn(request),
                 Some("leave") => lua::is_call(request, &lua::LEAVE),
                 _ => false,
             };
             if hit {
                 *armed = None;
-                return action.and_copy(When::OnRelease);
+                return match request.is_transaction() && late {
+                    true => Action::postpone(When::OnRelease),
+                    false => action.and_copy(When::OnRelease),
+                };
             }
             Action::pass()
         }
     };
-    let hits = |proxy: &Proxy| proxy.counts().of("copied");
+    let lates = |proxy: &Proxy| proxy.counts().of("copied") + proxy.counts().of("postponed");
     let proxy = Proxy::start(server.socket_path(), plan);
     let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
     let first = tracker.record("work", &job("first"));
@@ -659,7 +664,7 @@ fn cut_at(server: &RedisServer, share: f64, in_request: bool) {
     assert_eq!(queue(server, "work"), [job("second")], "at {share}");
     let _held = tracker.record("work", &job("held"));
     // Now the first copies arrive.
-    assert_eq!(proxy.release_late() as u64, hits(&proxy), "{}", proxy.counts());
+    assert_eq!(proxy.release_late() as u64, lates(&proxy), "{}", proxy.counts());
     assert_eq!(in_flight(server), [job("held")], "at {share}");
     arm("leave");
     assert!(tracker.leave(SOON));
@@ -667,5 +672,7 @@ fn cut_at(server: &RedisServer, share: f64, in_request: bool) {
     assert_eq!(queue(server, "work"), [job("held"), job("second")], "at {share}");
     assert_eq!(tracker.count(is_lease_lost), 0);
     let () = server.connect().del(&["queue:work", "queues"]).unwrap();
-    assert!(hits(&proxy) >= 3, "{}", proxy.counts());
+    let counts = proxy.counts();
+    let hits = counts.of("cut_request") + counts.of("cut_reply") + counts.of("postponed");
+    assert_eq!(hits, 4, "{counts}");
 }

@@ -276,7 +276,7 @@ fn connections_that_are_reset_in_a_reply_and_in_a_request() {
     let server = RedisServer::start();
     let mut rng = Rng::new(seed());
     let proxy = Proxy::start(server.socket_path(), move |request: &Request| {
-        if !lua::is_call(request, &lua::TURN) || rng.chance(0.6) {
+        if !lua::is_turn(request) || rng.chance(0.6) {
             return Action::pass();
         }
         let at = match rng.below(4) {

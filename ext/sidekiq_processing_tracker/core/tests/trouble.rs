@@ -153,7 +153,7 @@ fn the_loss_of_a_lease_loses_no_job_that_is_with_this_process_alone() {
         let proxy = Proxy::start(server.socket_path(), {
             let through = through.clone();
             move |request: &Request| {
-                if !through.load(SeqCst) && lua::is_call(request, &lua::TURN) {
+                if !through.load(SeqCst) && lua::is_turn(request) {
                     Action::stall()
                 } else {
                     Action::pass()
@@ -566,7 +566,7 @@ impl Plan for TroublePlan {
         }
         if !self.control_passes.load(SeqCst) && self.control == Some(request.connection) {
             Action::drop_request()
-        } else if !self.turns_heard.load(SeqCst) && lua::is_call(request, &lua::TURN) {
+        } else if !self.turns_heard.load(SeqCst) && lua::is_turn(request) {
             self.unheard
         } else {
             Action::pass()

@@ -107,7 +107,7 @@ fn slow_answer(server: &RedisServer) -> (Proxy, Arc<AtomicBool>) {
     let proxy = Proxy::start(server.socket_path(), {
         let armed = armed.clone();
         move |request: &Request| {
-            if lua::is_call(request, &lua::TURN) && armed.load(SeqCst) {
+            if lua::is_turn(request) && armed.load(SeqCst) {
                 Action::delay_reply(Duration::from_millis(300))
             } else {
                 Action::pass()
@@ -211,7 +211,7 @@ fn a_repeated_turn_hands_its_jobs_out_in_their_order_and_to_their_crews() {
             // Those that claim for both crews, or look into the queues of both.
             let both = request.contains("queue:many") && request.contains("queue:few");
             looked.fetch_add(usize::from(both && request.command() == "EXISTS"), SeqCst);
-            if lua::is_call(request, &lua::TURN) && both && to_cut.load(SeqCst) > 0 {
+            if lua::is_turn(request) && both && to_cut.load(SeqCst) > 0 {
                 to_cut.fetch_sub(1, SeqCst);
                 Action::cut_reply(At::Share(0.5), Cut::Close)
             } else {

@@ -51,6 +51,16 @@ pub struct Turn {
     pub counters: Vec<String>,
 }
 
+impl Turn {
+    /// How many jobs of the size that was told fit into an answer.
+    pub(super) fn most(&self) -> usize {
+        match self.large {
+            Some(size) => MOST_BYTES.div_ceil(size.max(1)),
+            None => usize::MAX,
+        }
+    }
+}
+
 /// Jobs that are wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Claim {
@@ -74,6 +84,10 @@ pub struct Done {
     pub refused: Vec<Vec<u8>>,
     /// Whether there are jobs that were orphaned before: then an ack clears the job's counter.
     pub counted: bool,
+    /// Tokens that stand for nothing, to be taken away: a claim found nothing, or the list is gone. Or an ack was not done.
+    pub vain: Vec<Token>,
+    /// A thread got nothing, and not all of its queues were tried.
+    pub untried: bool,
 }
 
 /// What became of a turn.
@@ -92,6 +106,20 @@ pub enum Turned {
 /// # Errors
 /// As for `register`.
 pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<Turned> {
+    turn_and(link, keys, identity, turn, Vec::new()).map(|(turned, _)| turned)
+}
+
+/// The same, and these commands after it in one go. Answers theirs, too; none where they came too soon (`Link::run_and`).
+///
+/// # Errors
+/// As for `register`.
+pub(crate) fn turn_and(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    turn: &Turn,
+    then: Vec<redis::Cmd>,
+) -> Result<(Turned, Vec<redis::RedisResult<Value>>)> {
     let mut call = Call::new([
         keys.inflight(identity).into_bytes(),
         keys.info(identity).into_bytes(),
@@ -142,18 +170,21 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
     }
 
     // On a new connection the turn may be a repetition, of one whose answer was too large for something on its way.
-    let (answer, lists) = match turn.large {
-        Some(_) if link.is_connected() => link.run_and(
-            &TURN,
-            &call,
-            hoped_for(turn).map(|at| list(keys, identity.as_bytes(), at)),
-        )?,
-        _ => (link.run(&TURN, &call)?, Vec::new()),
+    let mut lists = Vec::new();
+    if turn.large.is_some() && link.is_connected() {
+        lists.extend(hoped_for(turn).map(|at| list(keys, identity.as_bytes(), at)));
+    }
+    let read = lists.len();
+    let (answer, mut lists) = if read + then.len() > 0 {
+        link.run_and(&TURN, &call, lists.into_iter().chain(then))?
+    } else {
+        (link.run(&TURN, &call)?, Vec::new())
     };
+    let then = lists.split_off(lists.len().min(read));
     let mut answer = Answer::to("turn", answer)?;
     match answer.text()?.as_str() {
-        "lost" => return Ok(Turned::Lost),
-        "stale" => return Ok(Turned::Stale),
+        "lost" => return Ok((Turned::Lost, Vec::new())),
+        "stale" => return Ok((Turned::Stale, Vec::new())),
         _ => {}
     }
     let mut done = Done::default();
@@ -178,8 +209,8 @@ pub fn turn(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result
         Ok(Value::BulkString(payload)) => Some((at, payload)),
         _ => None,
     });
-    read_lists(link, keys, identity.as_bytes(), &mut done.claimed, lists.collect())?;
-    Ok(Turned::Done(done))
+    done.vain = read_lists(link, keys, identity.as_bytes(), &mut done.claimed, lists.collect())?;
+    Ok((Turned::Done(done), then))
 }
 
 /// The number of a job in flight: of the turn that took it, and its place there.
@@ -188,9 +219,8 @@ type Number = (u64, u64);
 /// The jobs that this turn may claim, where all come that are wanted: as many as the script lets through.
 fn hoped_for(turn: &Turn) -> impl Iterator<Item = Number> + '_ {
     let wanted: usize = turn.claims.iter().map(|claim| claim.threads).sum();
-    let most = MOST_BYTES.div_ceil(turn.large.unwrap_or(MOST_BYTES).max(1));
     let first = turn.records.len() + 1;
-    (first..first + wanted.min(most)).map(|place| (turn.call, place as u64))
+    (first..first + wanted.min(turn.most())).map(|place| (turn.call, place as u64))
 }
 
 fn list(keys: &Keys, identity: &[u8], number: Number) -> redis::Cmd {
@@ -199,8 +229,8 @@ fn list(keys: &Keys, identity: &[u8], number: Number) -> redis::Cmd {
     command
 }
 
-/// Puts the payloads in that have lists of their own. Those that are not at hand are read. A job whose list is gone is left out: it
-/// was recovered meanwhile, when this instance has lost its lease.
+/// Puts the payloads in that have lists of their own. Those that are not at hand are read. A job whose list is gone is left out, and
+/// its token answered: there was none, or it was recovered meanwhile, when this instance has lost its lease.
 ///
 /// # Errors
 /// As for `register`.
@@ -210,7 +240,7 @@ pub(crate) fn read_lists(
     identity: &[u8],
     jobs: &mut Vec<(Token, Vec<u8>)>,
     mut at_hand: HashMap<Number, Vec<u8>>,
-) -> Result<()> {
+) -> Result<Vec<Token>> {
     let missing: Vec<Number> = jobs
         .iter()
         .filter(|(token, _)| token.has_list() && !at_hand.contains_key(&token.order()))
@@ -233,15 +263,19 @@ pub(crate) fn read_lists(
             }
         }
     }
+    let mut gone = Vec::new();
     jobs.retain_mut(|(token, payload)| {
         if !token.has_list() {
             return true;
         }
-        let found = at_hand.remove(&token.order());
-        found.is_some_and(|found| {
-            *payload = found;
-            true
-        })
+        match at_hand.remove(&token.order()) {
+            Some(found) => *payload = found,
+            None => {
+                gone.push(token.clone());
+                return false;
+            }
+        }
+        true
     });
-    Ok(())
+    Ok(gone)
 }

@@ -57,9 +57,14 @@ pub fn is_call(request: &Request, script: &Script) -> bool {
     }
 }
 
+/// Whether a request is a turn, by its script or without.
+pub fn is_turn(request: &Request) -> bool {
+    is_call(request, &TURN) || request.is_transaction() && request.contains("HSET")
+}
+
 /// Whether a request may come twice. All of ours may but `register`, which is sent once a nonce, and a blocking claim, which is never
 /// sent again: it may come late.
 pub fn may_repeat(request: &Request) -> bool {
     let is_claim = request.command() == "BLMOVE" || is_call(request, &TAKE);
-    !request.is_setup() && !is_claim && !is_call(request, &REGISTER)
+    !request.is_setup() && !request.is_transaction() && !is_claim && !is_call(request, &REGISTER)
 }

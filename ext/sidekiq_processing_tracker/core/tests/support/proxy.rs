@@ -12,8 +12,10 @@
 //! });
 //! ```
 //!
-//! A request is one command, also where several come in one pipeline. A late delivery has a connection of its
-//! own, prepared with the AUTH, SELECT and HELLO that the original one had sent.
+//! A request is one command, also where several come in one pipeline, or one transaction, from MULTI to EXEC. A late delivery has
+//! a connection of its own, prepared with the AUTH, SELECT and HELLO that the original one had sent. But that of a transaction
+//! comes over the original one: what it has Redis WATCH makes a late one harmless. So there is no copy of one, only a late
+//! original.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
@@ -64,6 +66,11 @@ impl Request {
     /// Whether the bytes hold this text anywhere (a key, a script's SHA1).
     pub fn contains(&self, text: &str) -> bool {
         self.bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
+    /// Whether it is a transaction.
+    pub fn is_transaction(&self) -> bool {
+        self.command() == "MULTI"
     }
 
     /// Whether it prepares its connection only, and changes nothing in Redis.
@@ -153,7 +160,7 @@ pub struct Action {
     /// To the reply, where there is one.
     pub reply: OnReply,
     /// A second copy of the request reaches Redis then, by a connection of its own; nobody hears the reply.
-    /// It is made whatever happens to the request itself.
+    /// It is made whatever happens to the request itself. Not of a transaction.
     pub copy: Option<When>,
 }
 
@@ -498,6 +505,7 @@ impl Proxy {
             requests: AtomicU64::new(0),
             counts: Mutex::default(),
             open: Mutex::default(),
+            kept: Mutex::default(),
             threads: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -597,8 +605,8 @@ impl Proxy {
         let mut delivered = 0;
         for waiting in waiting {
             match waiting.what {
-                Event::Deliver { request, setup } => {
-                    self.shared.deliver(request, &setup);
+                Event::Deliver { request, way } => {
+                    self.shared.deliver(request, &way);
                     delivered += 1;
                 }
                 Event::Close(connection) => self.shared.end(&connection, End::Close),
@@ -674,6 +682,9 @@ impl Drop for Proxy {
             // A thread that was starting up may have opened one more.
             for connection in lock(&self.shared.open).values() {
                 connection.end(End::Close);
+            }
+            for connection in lock(&self.shared.kept).iter() {
+                connection.server.shutdown(Shutdown::Both);
             }
             let Some(thread) = lock(&self.shared.threads).pop() else {
                 break;
@@ -776,6 +787,9 @@ struct Connection {
     replies: Mutex<VecDeque<OnReply>>,
     /// AUTH, SELECT and HELLO of this connection.
     setup: Mutex<Vec<u8>>,
+    /// A late transaction is to come over it, though its client has gone. And the replies that it then got.
+    kept: AtomicBool,
+    late_replies: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Connection {
@@ -785,7 +799,9 @@ impl Connection {
         if end == End::Silence || self.ended.swap(true, SeqCst) {
             return;
         }
-        self.server.shutdown(Shutdown::Both);
+        if !self.kept.load(SeqCst) {
+            self.server.shutdown(Shutdown::Both);
+        }
         match (&self.client, end) {
             (Stream::Tcp(stream), End::Reset) => {
                 // The RST goes out when the last owner drops the socket; the thread that reads from it must wake
@@ -817,8 +833,16 @@ struct Waiting {
 }
 
 enum Event {
-    Deliver { request: Request, setup: Vec<u8> },
+    Deliver { request: Request, way: Way },
     Close(Arc<Connection>),
+}
+
+/// How a late request comes to Redis.
+enum Way {
+    /// By a connection of its own, after this.
+    New(Vec<u8>),
+    /// By its own, which gets so many replies.
+    Own(Arc<Connection>, usize),
 }
 
 struct Shared {
@@ -830,6 +854,8 @@ struct Shared {
     requests: AtomicU64,
     counts: Mutex<Counts>,
     open: Mutex<HashMap<u64, Arc<Connection>>>,
+    /// Those over which a late transaction is to come, or came.
+    kept: Mutex<Vec<Arc<Connection>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     state: Mutex<State>,
     /// Something that a thread may wait for has changed: frozen, late, an end.
@@ -903,6 +929,8 @@ impl Shared {
                 ended: AtomicBool::new(false),
                 replies: Mutex::default(),
                 setup: Mutex::default(),
+                kept: AtomicBool::new(false),
+                late_replies: Mutex::default(),
             });
             // In one step with the look at `stopped`, else the end of the proxy could miss it.
             let mut open = lock(&shared.open);
@@ -930,7 +958,7 @@ impl Shared {
         let mut index = 0;
         while connection.client.read_into(&mut buf) > 0 {
             let mut at = 0;
-            while let Some(len) = resp::request(&buf[at..]) {
+            while let Some((len, replies)) = resp::request(&buf[at..]) {
                 index += 1;
                 let total = self.requests.fetch_add(1, SeqCst) + 1;
                 let bytes = buf[at..at + len].to_vec();
@@ -943,6 +971,7 @@ impl Shared {
                         total,
                         bytes,
                     },
+                    replies,
                 ) {
                     return;
                 }
@@ -952,7 +981,7 @@ impl Shared {
     }
 
     /// False when the connection has ended.
-    fn relay_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Request) -> bool {
+    fn relay_request(self: &Arc<Self>, connection: &Arc<Connection>, request: Request, replies: usize) -> bool {
         self.count("requests");
         let action = if self.calm.load(SeqCst) {
             Action::pass()
@@ -963,13 +992,13 @@ impl Shared {
         if matches!(request.command().as_str(), "AUTH" | "SELECT" | "HELLO") {
             lock(&connection.setup).extend_from_slice(&request.bytes);
         }
-        if let Some(when) = action.copy {
+        if let (Some(when), false) = (action.copy, request.is_transaction()) {
             self.count("copied");
             self.later(
                 when,
                 Event::Deliver {
                     request: request.clone(),
-                    setup: setup.clone(),
+                    way: Way::New(setup.clone()),
                 },
             );
         }
@@ -988,11 +1017,18 @@ impl Shared {
             }
             OnRequest::Postpone(when, how) => {
                 self.count("postponed");
+                let way = if request.is_transaction() {
+                    connection.kept.store(true, SeqCst);
+                    lock(&self.kept).push(Arc::clone(connection));
+                    Way::Own(Arc::clone(connection), replies)
+                } else {
+                    Way::New(setup)
+                };
                 self.later(
                     when,
                     Event::Deliver {
                         request: request.clone(),
-                        setup,
+                        way,
                     },
                 );
                 part = 0;
@@ -1003,7 +1039,9 @@ impl Shared {
         if self.over(connection) {
             return false;
         }
-        // Nobody hears the reply to a request after which the connection ends, so its fate is that end.
+        // Nobody hears the reply to a request after which the connection ends, so its fate is that end. In a transaction it is the
+        // last reply's, that of EXEC.
+        lock(&connection.replies).extend(std::iter::repeat_n(OnReply::Pass, replies - 1));
         lock(&connection.replies).push_back(end.map_or(action.reply, |end| OnReply::Cut(At::Byte(0), end)));
         let sent = connection.server.write(&request.bytes[..part]);
         match end {
@@ -1026,7 +1064,9 @@ impl Shared {
             while let Some(frame) = resp::frame(&buf[at..]) {
                 let bytes = &buf[at..at + frame.len];
                 at += frame.len;
-                if !self.relay_reply(connection, bytes, frame.push) {
+                if connection.kept.load(SeqCst) {
+                    lock(&connection.late_replies).push(bytes.to_vec());
+                } else if !self.relay_reply(connection, bytes, frame.push) {
                     return;
                 }
             }
@@ -1151,11 +1191,11 @@ impl Shared {
                         connection.end(End::Close);
                         self.changed.notify_all();
                     }
-                    Event::Deliver { request, setup } => {
+                    Event::Deliver { request, way } => {
                         state.delivering += 1;
                         // By a thread of its own: a Redis that stands must not hold up the next.
                         self.run(move |shared| {
-                            shared.deliver(request, &setup);
+                            shared.deliver(request, &way);
                             lock(&shared.state).delivering -= 1;
                         });
                     }
@@ -1173,8 +1213,12 @@ impl Shared {
     }
 
     /// A late request reaches Redis.
-    fn deliver(&self, request: Request, setup: &[u8]) {
-        match self.ask(setup, &request.bytes) {
+    fn deliver(&self, request: Request, way: &Way) {
+        let reply = match way {
+            Way::New(setup) => self.ask(setup, &request.bytes),
+            Way::Own(connection, replies) => ask_late(connection, &request.bytes, *replies),
+        };
+        match reply {
             Ok(reply) => {
                 lock(&self.late_done).push(Late { request, reply });
                 self.count("late_delivered");
@@ -1189,9 +1233,9 @@ impl Shared {
         let server = Stream::Unix(stream);
         let mut left = 1;
         let mut at = 0;
-        while let Some(len) = resp::request(&setup[at..]) {
+        while let Some((len, replies)) = resp::request(&setup[at..]) {
             at += len;
-            left += 1;
+            left += replies;
         }
         server.write(setup)?;
         server.write(request)?;
@@ -1208,6 +1252,24 @@ impl Shared {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+    }
+}
+
+/// Over a connection whose client has gone. Answers the last reply.
+fn ask_late(connection: &Connection, request: &[u8], replies: usize) -> io::Result<Vec<u8>> {
+    connection.server.write(request)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = lock(&connection.late_replies);
+        if found.len() >= replies {
+            connection.server.shutdown(Shutdown::Both);
+            return Ok(found[replies - 1].clone());
+        }
+        drop(found);
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -51,16 +51,35 @@ pub fn frame(buf: &[u8]) -> Option<Frame> {
     (at <= buf.len()).then_some(Frame { len: at, push })
 }
 
-/// The length of the first request in `buf`, `None` while it is incomplete. A request that is no array is an
-/// inline command: one line.
-pub fn request(buf: &[u8]) -> Option<usize> {
+/// The length of the first request in `buf` and how many replies it gets, `None` while it is incomplete. A request that is no
+/// array is an inline command: one line. A transaction is one request, from its MULTI to its EXEC.
+pub fn request(buf: &[u8]) -> Option<(usize, usize)> {
+    let (mut len, mut replies) = (command(buf)?, 1);
+    if is(buf, len, b"MULTI") {
+        loop {
+            let next = command(&buf[len..])?;
+            let ends = is(&buf[len..], next, b"EXEC");
+            (len, replies) = (len + next, replies + 1);
+            if ends {
+                break;
+            }
+        }
+    }
+    Some((len, replies))
+}
+
+fn is(buf: &[u8], len: usize, name: &[u8]) -> bool {
+    args(&buf[..len]).first().is_some_and(|first| first.eq_ignore_ascii_case(name))
+}
+
+fn command(buf: &[u8]) -> Option<usize> {
     if *buf.first()? == b'*' {
         return frame(buf).map(|f| f.len);
     }
     buf.iter().position(|&b| b == b'\n').map(|end| end + 1)
 }
 
-/// The arguments of one complete request, the command's name first.
+/// The arguments of one complete request, the command's name first; of a transaction, those of MULTI.
 pub fn args(request: &[u8]) -> Vec<&[u8]> {
     if request.first() != Some(&b'*') {
         return request

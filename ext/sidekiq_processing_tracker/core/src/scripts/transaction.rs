@@ -1,0 +1,325 @@
+//! A turn without its script: the same commands in a transaction, at a third of the cost (docs/protocol.md, "Turns without a
+//! script"). What the script looks at first, Redis watches here: nothing is done once the in-flight hash has changed.
+
+use super::answer::{bytes, whole, Answer};
+use super::turn::{Done, Turn};
+use crate::clock;
+use crate::entry::{number, Token};
+use crate::error::{Error, Result};
+use crate::keys::Keys;
+use crate::link::Link;
+use redis::{RedisResult, Value};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Names of queues.
+pub(crate) type Queues = BTreeSet<Arc<[u8]>>;
+
+/// What a connection has seen of an instance, and has Redis watch since: the ground that a transaction stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Footing {
+    /// Which connection of the link that is.
+    generation: u64,
+    identity: String,
+    /// The last turn done.
+    call: u64,
+    time: ServerTime,
+    /// Queues that are empty.
+    pub empty: Queues,
+}
+
+/// The server's time, and when that was here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ServerTime {
+    ms: u64,
+    at: Duration,
+}
+
+impl ServerTime {
+    /// For so long it is not asked for again.
+    const LASTS: Duration = Duration::from_secs(1);
+
+    fn read(answer: Value) -> Result<Self> {
+        let mut answer = Answer::to("TIME", answer)?;
+        match (number(&answer.bytes()?), number(&answer.bytes()?)) {
+            (Some(seconds), Some(micros)) => Ok(Self {
+                ms: seconds.saturating_mul(1000).saturating_add(micros / 1000),
+                at: clock::now(),
+            }),
+            _ => Err(Error::protocol("TIME", "two numbers were expected")),
+        }
+    }
+
+    fn age(&self) -> Duration {
+        clock::now().saturating_sub(self.at)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.ms.saturating_add(u64::try_from(self.age().as_millis()).unwrap_or(0))
+    }
+}
+
+/// What is asked behind a turn, so that the next one has a footing.
+pub(crate) struct Ask<'a> {
+    pub keys: &'a Keys,
+    pub identity: &'a str,
+    /// The turn.
+    pub call: u64,
+    /// Queues that may be empty.
+    pub queues: Queues,
+    /// Also whether this connection does transactions at all: where MULTI is refused, all that should wait for EXEC would be done
+    /// at once.
+    pub first: bool,
+    time: Option<ServerTime>,
+}
+
+impl<'a> Ask<'a> {
+    /// Behind a turn that had no footing.
+    pub fn anew(keys: &'a Keys, identity: &'a str, call: u64, queues: Queues, first: bool) -> Self {
+        Self {
+            keys,
+            identity,
+            call,
+            queues,
+            first,
+            time: None,
+        }
+    }
+
+    /// What is to be sent.
+    pub fn commands(&self) -> Vec<redis::Cmd> {
+        let (keys, inflight) = (self.keys, self.keys.inflight(self.identity));
+        let mut commands = Vec::new();
+        if self.first {
+            commands.extend([redis::cmd("MULTI"), redis::cmd("EXEC")]);
+        }
+        if self.time.is_none() {
+            commands.push(redis::cmd("TIME"));
+        }
+        let (mut watch, mut call, mut exists) = (redis::cmd("WATCH"), redis::cmd("HGET"), redis::cmd("EXISTS"));
+        watch.arg(&inflight);
+        call.arg(&inflight).arg("call");
+        for queue in &self.queues {
+            watch.arg(keys.queue(queue));
+            exists.arg(keys.queue(queue));
+        }
+        commands.extend([watch, call]);
+        if !self.queues.is_empty() {
+            commands.push(exists);
+        }
+        commands
+    }
+
+    /// Reads the answers. `None` where the turn was not the last one, so that the next must come by script.
+    ///
+    /// # Errors
+    /// What Redis refused. `Error::Protocol` for what makes no sense.
+    pub fn read(self, link: &Link, answers: impl IntoIterator<Item = RedisResult<Value>>) -> Result<Option<Footing>> {
+        let answers: Vec<Value> = answers.into_iter().collect::<RedisResult<_>>()?;
+        let mut answers = answers.into_iter().skip(if self.first { 2 } else { 0 });
+        let mut next = || answers.next().ok_or_else(|| Error::protocol("WATCH", "it is too short"));
+        let time = match self.time {
+            Some(time) => time,
+            None => ServerTime::read(next()?)?,
+        };
+        next()?;
+        let call = match next()? {
+            Value::Nil => None,
+            call => number(&bytes("HGET", call)?),
+        };
+        let are_empty = self.queues.is_empty() || whole("EXISTS", next()?)? == 0;
+        Ok((call == Some(self.call)).then(|| Footing {
+            generation: link.generation(),
+            identity: self.identity.to_owned(),
+            call: self.call,
+            time,
+            empty: if are_empty { self.queues } else { Queues::new() },
+        }))
+    }
+}
+
+impl Footing {
+    /// Whether a turn can be done on it.
+    pub fn bears(&self, link: &Link, identity: &str, turn: &Turn) -> bool {
+        link.is_connected()
+            && self.generation == link.generation()
+            && self.identity == identity
+            && self.call < turn.call
+            && turn.marks.is_empty()
+            && turn.requeues.is_empty()
+    }
+}
+
+/// What became of a transaction.
+#[derive(Debug)]
+pub(crate) enum Transacted {
+    /// It is done. And what to stand on next, if that is known; and the queues of which it has found the end.
+    Done(Done, Result<Option<Footing>>, Queues),
+    /// Nothing of it is done: something that was watched has changed.
+    Changed,
+    /// Nothing of it is done: Redis has refused a part of it.
+    Refused,
+    /// The same, and will do so again: a right is missing.
+    Forbidden(Error),
+}
+
+/// A claim in a transaction.
+struct Move {
+    queue: Arc<[u8]>,
+    token: Token,
+}
+
+/// Does a turn that `footing` bears, and asks for the footing of the next one.
+///
+/// # Errors
+/// `Error::Connection` without a proper answer: the turn may be done or not, and is to be sent again, by script. `Error::Protocol` with
+/// one that makes no sense: so too.
+pub(crate) fn transact(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn, footing: Footing) -> Result<Transacted> {
+    let inflight = keys.inflight(identity);
+    let now_ms = footing.time.now_ms();
+    let token = |index: usize, plus: &str, queue: &[u8]| {
+        let mut token = format!("{}-{index}{plus} {now_ms} ", turn.call).into_bytes();
+        token.extend_from_slice(queue);
+        Token::read(token).ok_or_else(|| Error::Internal("a token that is none was made".into()))
+    };
+    let (moves, mut untried) = moves(turn, &footing.empty, &token)?;
+    let recorded: Vec<Token> = (1..)
+        .zip(&turn.records)
+        .map(|(index, (queue, _))| token(index, "", queue))
+        .collect::<Result<_>>()?;
+
+    let mut commands = redis::pipe();
+    commands.cmd("MULTI");
+    if !turn.acks.is_empty() {
+        commands.cmd("HDEL").arg(&inflight);
+        turn.acks.iter().for_each(|token| {
+            commands.arg(token.as_bytes());
+        });
+    }
+    let lists = turn.acks.iter().filter(|token| token.has_list());
+    let mut goes: Vec<Vec<u8>> = lists.map(|token| keys.payload(identity.as_bytes(), token.order())).collect();
+    goes.extend(turn.counters.iter().map(|name| keys.recoveries(name).into_bytes()));
+    if !goes.is_empty() {
+        commands.cmd("DEL").arg(&goes);
+    }
+    commands.cmd("HSET").arg(&inflight).arg("call").arg(turn.call);
+    for (token, (_, payload)) in recorded.iter().zip(&turn.records) {
+        commands.arg(token.as_bytes()).arg(&payload[..]);
+    }
+    for moved in &moves {
+        commands.arg(moved.token.as_bytes()).arg("");
+    }
+    for moved in &moves {
+        commands
+            .cmd("LMOVE")
+            .arg(keys.queue(&moved.queue))
+            .arg(keys.payload(identity.as_bytes(), moved.token.order()))
+            .arg("RIGHT")
+            .arg("LEFT");
+    }
+    commands.cmd("EXISTS").arg(keys.counted());
+    commands.cmd("EXEC");
+    let queued = commands.len() - 2;
+    let ask = Ask {
+        time: Some(footing.time).filter(|time| time.age() < ServerTime::LASTS),
+        ..Ask::anew(keys, identity, turn.call, footing.empty, false)
+    };
+    for command in ask.commands() {
+        commands.add_command(command);
+    }
+
+    let mut answers = link.converse(&commands)?.into_iter();
+    // It was done before on this connection. If it is refused now, each of the commands was done by itself, and the repetition of
+    // the turn finds that.
+    answers.next().map(Value::extract_error).transpose()?;
+    let refused = answers.by_ref().take(queued).find_map(|value| value.extract_error().err());
+    let mut done = match (answers.next().unwrap_or(Value::Nil), refused) {
+        (Value::Nil, None) => return Ok(Transacted::Changed),
+        (Value::Array(done), None) if done.len() == queued => done.into_iter(),
+        (Value::ServerError(_), Some(error)) if error.code() == Some("NOPERM") => {
+            return Ok(Transacted::Forbidden(error.into()))
+        }
+        (Value::ServerError(_), _) => return Ok(Transacted::Refused),
+        _ => return Err(Error::protocol("EXEC", "another answer was expected")),
+    };
+    let next = answers.map(Value::extract_error);
+    let next = ask.read(link, next);
+
+    let mut answer = Done { recorded, ..Done::default() };
+    // Each of these may be refused by itself, where a right has gone in this very moment: then it is done with the next turn.
+    if !turn.acks.is_empty() && is_refused(done.next()) {
+        answer.vain.extend(turn.acks.iter().cloned());
+    }
+    if !goes.is_empty() && is_refused(done.next()) {
+        answer.vain = turn.acks.clone();
+    }
+    let unrecorded = is_refused(done.next());
+    let (mut ends, mut moved) = (Queues::new(), Vec::new());
+    for (found, claim) in done.by_ref().zip(moves) {
+        match found {
+            Value::BulkString(payload) => moved.push((claim, payload)),
+            _ => {
+                untried |= turn.claims.iter().flat_map(|claim| &claim.orders).any(|order| order.len() > 1);
+                ends.insert(claim.queue);
+                answer.vain.push(claim.token);
+            }
+        }
+    }
+    if unrecorded {
+        put_back(link, keys, identity, &moved)?;
+        return Ok(Transacted::Refused);
+    }
+    let jobs = moved.into_iter().map(|(claim, payload)| (claim.token, payload));
+    answer.claimed.extend(jobs);
+    answer.untried = untried;
+    answer.counted = !matches!(done.next(), Some(Value::Int(0)));
+    Ok(Transacted::Done(answer, next, ends))
+}
+
+/// For each thread the first queue in its order that is not known to be empty. And whether a thread got none that should have one.
+fn moves(
+    turn: &Turn,
+    empty: &Queues,
+    token: &impl Fn(usize, &str, &[u8]) -> Result<Token>,
+) -> Result<(Vec<Move>, bool)> {
+    let (mut moves, mut untried, mut index) = (Vec::new(), false, turn.records.len());
+    for claim in &turn.claims {
+        for thread in 0..claim.threads {
+            index += 1;
+            let order = claim.orders.get(thread).or_else(|| claim.orders.first());
+            match order.and_then(|order| order.iter().find(|queue| !empty.contains(*queue))) {
+                Some(queue) if moves.len() < turn.most() => moves.push(Move {
+                    queue: queue.clone(),
+                    token: token(index, "+", queue)?,
+                }),
+                Some(_) => untried = true,
+                None => {}
+            }
+        }
+    }
+    Ok((moves, untried))
+}
+
+fn is_refused(answer: Option<Value>) -> bool {
+    matches!(answer, None | Some(Value::ServerError(_)))
+}
+
+/// What was claimed and has no token: to the end it came from, the newest first.
+fn put_back(link: &mut Link, keys: &Keys, identity: &str, moved: &[(Move, Vec<u8>)]) -> Result<()> {
+    let mut commands = redis::pipe();
+    for (claim, _) in moved.iter().rev() {
+        commands
+            .cmd("LMOVE")
+            .arg(keys.payload(identity.as_bytes(), claim.token.order()))
+            .arg(keys.queue(&claim.queue))
+            .arg("LEFT")
+            .arg("RIGHT");
+    }
+    if !moved.is_empty() {
+        for answer in link.converse(&commands)? {
+            answer.extract_error()?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! How turns are sent: without their script where that can be, which costs Redis a third; else by it.
+
+use crate::error::{Error, Result};
+use crate::keys::Keys;
+use crate::link::Link;
+use crate::scripts::{self, Ask, Footing, Queues, Transacted, Turn, Turned};
+
+/// For so many turns at most it is not tried again, after it was tried in vain.
+const LONGEST_REST: u32 = 64;
+
+/// What is known for the next turn.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    footing: Option<Footing>,
+    /// Queues that were found empty: Redis is asked whether they are, and to watch them.
+    empty: Queues,
+    /// So many turns go by script.
+    rest: u32,
+    /// So many will, after the next try in vain.
+    next_rest: u32,
+    /// The connection that was asked whether it does transactions, and whether it does.
+    able: Option<(u64, bool)>,
+    /// Why it does not.
+    refusal: Option<Error>,
+}
+
+impl Turns {
+    /// Sends a turn. `plain`: by its script only.
+    ///
+    /// # Errors
+    /// As for `scripts::turn`.
+    pub fn send(&mut self, link: &mut Link, keys: &Keys, identity: &str, turn: &Turn, plain: bool) -> Result<Turned> {
+        let footing = self.footing.take();
+        link.connect()?;
+        if self.rest > 0 {
+            self.rest -= 1;
+        } else if let Some(footing) = footing.filter(|footing| footing.bears(link, identity, turn)) {
+            match scripts::transact(link, keys, identity, turn, footing)? {
+                Transacted::Done(done, next, ends) => {
+                    match next {
+                        Ok(footing) => self.footing = footing,
+                        Err(error) => self.refused(link, error),
+                    }
+                    self.next_rest = 0;
+                    if !ends.is_empty() {
+                        // What other queues have is the script's to find out; and whether these stay empty will be seen then.
+                        self.rest = 1;
+                        self.empty.extend(ends);
+                    }
+                    return Ok(Turned::Done(done));
+                }
+                Transacted::Changed | Transacted::Refused => self.in_vain(),
+                Transacted::Forbidden(error) => self.refused(link, error),
+            }
+        }
+        let generation = link.generation();
+        let first = self.able.is_none_or(|(asked, _)| asked != generation);
+        if plain || self.rest > 1 || self.able == Some((generation, false)) {
+            return scripts::turn(link, keys, identity, turn);
+        }
+        let ask = Ask::anew(keys, identity, turn.call, self.empty.clone(), first);
+        let (turned, answers) = scripts::turn_and(link, keys, identity, turn, ask.commands())?;
+        if !answers.is_empty() {
+            match ask.read(link, answers) {
+                Ok(footing) => {
+                    self.able = Some((link.generation(), true));
+                    if footing.as_ref().is_some_and(|footing| footing.empty.is_empty()) {
+                        self.empty.clear();
+                    }
+                    self.footing = footing;
+                }
+                Err(error) => self.refused(link, error),
+            }
+        }
+        Ok(turned)
+    }
+
+    /// Why Redis does no transactions, if that is news.
+    pub fn refusal(&mut self) -> Option<Error> {
+        self.refusal.take()
+    }
+
+    fn refused(&mut self, link: &Link, error: Error) {
+        self.able = Some((link.generation(), false));
+        self.refusal = Some(error);
+    }
+
+    fn in_vain(&mut self) {
+        self.empty.clear();
+        self.next_rest = (2 * self.next_rest).clamp(1, LONGEST_REST);
+        self.rest = self.next_rest;
+    }
+}
