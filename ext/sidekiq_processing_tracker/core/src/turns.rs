@@ -18,8 +18,8 @@ pub(crate) struct Turns {
     rest: u32,
     /// So many will, after the next try in vain.
     next_rest: u32,
-    /// The connection that was asked whether it does transactions, and whether it does.
-    able: Option<(u64, bool)>,
+    /// The connection that does no transactions.
+    unable: Option<u64>,
     /// Why it does not.
     refusal: Option<Error>,
 }
@@ -53,17 +53,14 @@ impl Turns {
                 Transacted::Forbidden(error) => self.refused(link, error),
             }
         }
-        let generation = link.generation();
-        let first = self.able.is_none_or(|(asked, _)| asked != generation);
-        if plain || self.rest > 1 || self.able == Some((generation, false)) {
+        if plain || self.rest > 0 || self.unable == Some(link.generation()) {
             return scripts::turn(link, keys, identity, turn);
         }
-        let ask = Ask::anew(keys, identity, turn.call, self.empty.clone(), first);
+        let ask = Ask::anew(keys, identity, turn.call, self.empty.clone());
         let (turned, answers) = scripts::turn_and(link, keys, identity, turn, ask.commands())?;
         if !answers.is_empty() {
             match ask.read(link, answers) {
                 Ok(footing) => {
-                    self.able = Some((link.generation(), true));
                     if footing.as_ref().is_some_and(|footing| footing.empty.is_empty()) {
                         self.empty.clear();
                     }
@@ -81,13 +78,14 @@ impl Turns {
     }
 
     fn refused(&mut self, link: &Link, error: Error) {
-        self.able = Some((link.generation(), false));
+        self.unable = Some(link.generation());
         self.refusal = Some(error);
     }
 
     fn in_vain(&mut self) {
         self.empty.clear();
-        self.next_rest = (2 * self.next_rest).clamp(1, LONGEST_REST);
+        // This one is the first of them.
         self.rest = self.next_rest;
+        self.next_rest = (2 * self.next_rest).clamp(1, LONGEST_REST);
     }
 }

@@ -13,6 +13,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Records of smaller payloads go by script. Redis is the slower for it, and the process the faster: threads whose records are
+/// answered one by one wait for each other more often (docs/performance.md, "What is in the way").
+const LARGE: usize = 16 << 10;
+
 /// Names of queues.
 pub(crate) type Queues = BTreeSet<Arc<[u8]>>;
 
@@ -56,7 +60,8 @@ impl ServerTime {
     }
 
     fn now_ms(&self) -> u64 {
-        self.ms.saturating_add(u64::try_from(self.age().as_millis()).unwrap_or(0))
+        self.ms
+            .saturating_add(u64::try_from(self.age().as_millis()).unwrap_or(0))
     }
 }
 
@@ -68,21 +73,21 @@ pub(crate) struct Ask<'a> {
     pub call: u64,
     /// Queues that may be empty.
     pub queues: Queues,
-    /// Also whether this connection does transactions at all: where MULTI is refused, all that should wait for EXEC would be done
-    /// at once.
-    pub first: bool,
+    /// It went by script. Then it is also to be seen whether this connection does transactions at all: where MULTI is refused, all
+    /// that should wait for EXEC would be done at once.
+    by_script: bool,
     time: Option<ServerTime>,
 }
 
 impl<'a> Ask<'a> {
-    /// Behind a turn that had no footing.
-    pub fn anew(keys: &'a Keys, identity: &'a str, call: u64, queues: Queues, first: bool) -> Self {
+    /// Behind a turn by script.
+    pub fn anew(keys: &'a Keys, identity: &'a str, call: u64, queues: Queues) -> Self {
         Self {
             keys,
             identity,
             call,
             queues,
-            first,
+            by_script: true,
             time: None,
         }
     }
@@ -91,7 +96,8 @@ impl<'a> Ask<'a> {
     pub fn commands(&self) -> Vec<redis::Cmd> {
         let (keys, inflight) = (self.keys, self.keys.inflight(self.identity));
         let mut commands = Vec::new();
-        if self.first {
+        if self.by_script {
+            // The end of all watches before, too: the script has changed what they are for.
             commands.extend([redis::cmd("MULTI"), redis::cmd("EXEC")]);
         }
         if self.time.is_none() {
@@ -117,8 +123,12 @@ impl<'a> Ask<'a> {
     /// What Redis refused. `Error::Protocol` for what makes no sense.
     pub fn read(self, link: &Link, answers: impl IntoIterator<Item = RedisResult<Value>>) -> Result<Option<Footing>> {
         let answers: Vec<Value> = answers.into_iter().collect::<RedisResult<_>>()?;
-        let mut answers = answers.into_iter().skip(if self.first { 2 } else { 0 });
-        let mut next = || answers.next().ok_or_else(|| Error::protocol("WATCH", "it is too short"));
+        let mut answers = answers.into_iter().skip(if self.by_script { 2 } else { 0 });
+        let mut next = || {
+            answers
+                .next()
+                .ok_or_else(|| Error::protocol("WATCH", "it is too short"))
+        };
         let time = match self.time {
             Some(time) => time,
             None => ServerTime::read(next()?)?,
@@ -148,6 +158,7 @@ impl Footing {
             && self.call < turn.call
             && turn.marks.is_empty()
             && turn.requeues.is_empty()
+            && (turn.records.is_empty() || turn.records.iter().any(|(_, payload)| payload.len() > LARGE))
     }
 }
 
@@ -175,7 +186,13 @@ struct Move {
 /// # Errors
 /// `Error::Connection` without a proper answer: the turn may be done or not, and is to be sent again, by script. `Error::Protocol` with
 /// one that makes no sense: so too.
-pub(crate) fn transact(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn, footing: Footing) -> Result<Transacted> {
+pub(crate) fn transact(
+    link: &mut Link,
+    keys: &Keys,
+    identity: &str,
+    turn: &Turn,
+    footing: Footing,
+) -> Result<Transacted> {
     let inflight = keys.inflight(identity);
     let now_ms = footing.time.now_ms();
     let token = |index: usize, plus: &str, queue: &[u8]| {
@@ -198,7 +215,9 @@ pub(crate) fn transact(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn
         });
     }
     let lists = turn.acks.iter().filter(|token| token.has_list());
-    let mut goes: Vec<Vec<u8>> = lists.map(|token| keys.payload(identity.as_bytes(), token.order())).collect();
+    let mut goes: Vec<Vec<u8>> = lists
+        .map(|token| keys.payload(identity.as_bytes(), token.order()))
+        .collect();
     goes.extend(turn.counters.iter().map(|name| keys.recoveries(name).into_bytes()));
     if !goes.is_empty() {
         commands.cmd("DEL").arg(&goes);
@@ -222,8 +241,9 @@ pub(crate) fn transact(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn
     commands.cmd("EXEC");
     let queued = commands.len() - 2;
     let ask = Ask {
+        by_script: false,
         time: Some(footing.time).filter(|time| time.age() < ServerTime::LASTS),
-        ..Ask::anew(keys, identity, turn.call, footing.empty, false)
+        ..Ask::anew(keys, identity, turn.call, footing.empty)
     };
     for command in ask.commands() {
         commands.add_command(command);
@@ -233,7 +253,10 @@ pub(crate) fn transact(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn
     // It was done before on this connection. If it is refused now, each of the commands was done by itself, and the repetition of
     // the turn finds that.
     answers.next().map(Value::extract_error).transpose()?;
-    let refused = answers.by_ref().take(queued).find_map(|value| value.extract_error().err());
+    let refused = answers
+        .by_ref()
+        .take(queued)
+        .find_map(|value| value.extract_error().err());
     let mut done = match (answers.next().unwrap_or(Value::Nil), refused) {
         (Value::Nil, None) => return Ok(Transacted::Changed),
         (Value::Array(done), None) if done.len() == queued => done.into_iter(),
@@ -246,7 +269,10 @@ pub(crate) fn transact(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn
     let next = answers.map(Value::extract_error);
     let next = ask.read(link, next);
 
-    let mut answer = Done { recorded, ..Done::default() };
+    let mut answer = Done {
+        recorded,
+        ..Done::default()
+    };
     // Each of these may be refused by itself, where a right has gone in this very moment: then it is done with the next turn.
     if !turn.acks.is_empty() && is_refused(done.next()) {
         answer.vain.extend(turn.acks.iter().cloned());
@@ -260,7 +286,11 @@ pub(crate) fn transact(link: &mut Link, keys: &Keys, identity: &str, turn: &Turn
         match found {
             Value::BulkString(payload) => moved.push((claim, payload)),
             _ => {
-                untried |= turn.claims.iter().flat_map(|claim| &claim.orders).any(|order| order.len() > 1);
+                untried |= turn
+                    .claims
+                    .iter()
+                    .flat_map(|claim| &claim.orders)
+                    .any(|order| order.len() > 1);
                 ends.insert(claim.queue);
                 answer.vain.push(claim.token);
             }

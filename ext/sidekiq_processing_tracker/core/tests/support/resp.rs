@@ -69,7 +69,9 @@ pub fn request(buf: &[u8]) -> Option<(usize, usize)> {
 }
 
 fn is(buf: &[u8], len: usize, name: &[u8]) -> bool {
-    args(&buf[..len]).first().is_some_and(|first| first.eq_ignore_ascii_case(name))
+    args(&buf[..len])
+        .first()
+        .is_some_and(|first| first.eq_ignore_ascii_case(name))
 }
 
 fn command(buf: &[u8]) -> Option<usize> {
