@@ -9,10 +9,12 @@ module Bench
     # @param client [RedisClient]
     # @param orphans [Integer] of each instance
     # @param bytes [Integer] about as many in a payload
-    def initialize(client, orphans:, bytes: 200)
+    # @param lists [Boolean] whether each payload has a list of its own, as that of a job that was claimed without a script
+    def initialize(client, orphans:, bytes: 200, lists: false)
       @client = client
       @orphans = orphans
       @bytes = bytes
+      @lists = lists
     end
 
     # The lease clock, as it is after some time.
@@ -37,8 +39,10 @@ module Bench
 
     def bury_one(pipeline, number)
       identity = "dead:#{number}:#{SecureRandom.hex(16)}"
-      fields = (1..@orphans).flat_map { |i| ["1-#{i} 1700000000000 #{QUEUE}", payload] }
-      pipeline.call("HSET", "#{NAMESPACE}:inflight:#{identity}", "call", 1, *fields)
+      inflight = "#{NAMESPACE}:inflight:#{identity}"
+      fields = (1..@orphans).flat_map { |i| ["1-#{i}#{"+" if @lists} 1700000000000 #{QUEUE}", @lists ? "" : payload] }
+      pipeline.call("HSET", inflight, "call", 1, *fields)
+      (1..@orphans).each { |i| pipeline.call("RPUSH", "#{inflight}:1-#{i}", payload) } if @lists
       pipeline.call("HSET", "#{NAMESPACE}:info:#{identity}", "hostname", "dead", "pid", number, "track", "marked")
       pipeline.call("ZADD", "#{NAMESPACE}:instances", 1, identity)
     end

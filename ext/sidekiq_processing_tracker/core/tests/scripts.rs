@@ -739,8 +739,9 @@ fn a_right_that_is_missing_loses_no_large_payload() {
     let done = bench.turn("me", &large_claims(4, &["work"], 2));
     let tokens: Vec<Token> = done.claimed.iter().map(|(token, _)| token.clone()).collect();
     assert!(tokens.len() == 2 && tokens.iter().all(Token::has_list));
-    // What cannot be read stays where it is, and comes back when it can.
+    // What can be neither moved nor read stays where it is, and comes back when one of both can be done.
     acl("-lindex");
+    acl("-lmove");
     let requeue = |call| Turn {
         call,
         requeues: vec![Requeue::Recorded(tokens[0].clone())],
@@ -749,9 +750,10 @@ fn a_right_that_is_missing_loses_no_large_payload() {
     assert_eq!(bench.turn("me", &requeue(5)).undone, [0]);
     let refused = scripts::peek(&mut bench.link, &bench.keys, b"me", &tokens);
     assert!(matches!(&refused, Err(Error::Refused(_))), "{}", refused.is_ok());
-    acl("+lindex");
-    bench.turn("me", &requeue(6));
+    acl("+lmove");
+    assert_eq!(bench.turn("me", &requeue(6)).undone, [0; 0]);
     assert!(queue(&bench.server, "work") == [large(b'g')]);
+    acl("+lindex");
     let peeked = scripts::peek(&mut bench.link, &bench.keys, b"me", &tokens[1..])
         .unwrap()
         .1;

@@ -4,14 +4,23 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::Arc;
 
-use redis::Commands;
-use support::crews::push;
-use support::redis_server::RedisServer;
-use support::tracker::{assert_at_rest, in_flight, native, queue, settings, Tracker, SOON};
+use processing_tracker_core::events::Event;
+use processing_tracker_core::registry::Taken;
+use support::crews::{crew, look, push, taken_by};
+use support::proxy::{Action, Proxy, Request, When};
+use support::redis_server::{Options, RedisServer, USER};
+use support::tracker::{
+    assert_at_rest, forgetful, in_flight, job, native, our_keys, queue, recover_all, settings, Tracker, SOON,
+};
 use support::wait::eventually;
 use support::workers::{at_once, strict, weighted, Book, Crew, Perform, Workers};
+
+fn is_warning(event: &Event) -> bool {
+    matches!(event, Event::Warning(_))
+}
 
 /// Jobs in these queues, so many each.
 fn fill(server: &RedisServer, book: &Book, queues: &[&str], each: usize) {
@@ -53,4 +62,174 @@ fn jobs_of_full_queues_come_without_the_script_whatever_their_order() {
         let (moved, jobs) = (server.calls_of("lmove") as usize, book.tally().0);
         assert!(moved > jobs * 9 / 10, "{moved} of {jobs}: {crew:?}");
     }
+}
+
+/// Takes and acks jobs, one after the other, as a single thread, until this many have come without the script.
+#[track_caller]
+fn take_until_moved(server: &RedisServer, tracker: &Tracker, crew: usize, moved: u64) {
+    let before = server.calls_of("lmove");
+    while server.calls_of("lmove") < before + moved {
+        next(tracker, crew);
+    }
+}
+
+/// The next job of a single thread, which ends it at once.
+#[track_caller]
+fn next(tracker: &Tracker, crew: usize) -> Taken {
+    let taken = match look(tracker, crew) {
+        Ok(taken) => taken,
+        Err(parker) => taken_by(tracker, crew, &parker, SOON),
+    };
+    tracker.engine().ack(taken.handle);
+    taken
+}
+
+fn named(prefix: &str, count: usize) -> Vec<Vec<u8>> {
+    (0..count).map(|number| job(&format!("{prefix}{number}"))).collect()
+}
+
+#[test]
+fn what_comes_into_a_queue_that_goes_first_comes_first() {
+    let server = RedisServer::start();
+    let tracker = Tracker::registered(native(settings(&server.socket_path(), "one")));
+    let work = crew(&tracker, &["high", "higher than none", "low"]);
+    push(&server, "low", &named("low", 3000));
+    for round in 0..5 {
+        take_until_moved(&server, &tracker, work, 5);
+        let urgent = job(&format!("high{round}"));
+        push(&server, "high", std::slice::from_ref(&urgent));
+        assert_eq!(next(&tracker, work).payload[..], urgent[..]);
+    }
+    assert_eq!(tracker.count(is_warning), 0);
+    assert!(tracker.leave(SOON));
+}
+
+#[test]
+fn a_transaction_that_comes_after_its_instance_was_fenced_does_nothing() {
+    let server = RedisServer::start();
+    let armed = Arc::new(AtomicBool::new(false));
+    let proxy = Proxy::start(server.socket_path(), {
+        let armed = armed.clone();
+        move |request: &Request| {
+            let is_due = request.is_transaction() && request.contains("LMOVE");
+            if is_due && armed.swap(false, SeqCst) {
+                Action::postpone(When::OnRelease)
+            } else {
+                Action::pass()
+            }
+        }
+    });
+    let tracker = Tracker::registered(native(settings(&proxy.socket_path(), "one")));
+    let work = crew(&tracker, &["work"]);
+    let all = named("j", 100);
+    push(&server, "work", &all);
+    take_until_moved(&server, &tracker, work, 5);
+    armed.store(true, SeqCst);
+    // The process is gone before it could send that turn again.
+    proxy_holds(&tracker, work, &proxy);
+    proxy.freeze();
+    tracker.stop();
+    proxy.thaw();
+    recover_all(&forgetful(&server.socket_path(), "console")).unwrap();
+    let waiting = queue(&server, "work");
+    let before = our_keys(&server);
+    assert_eq!(proxy.release_late(), 1);
+    assert_eq!((queue(&server, "work"), our_keys(&server)), (waiting, before));
+    let replies = proxy.late_log();
+    assert!(
+        replies[0].reply == b"*-1\r\n" || replies[0].reply == b"_\r\n",
+        "{replies:?}"
+    );
+    assert_at_rest(&server);
+}
+
+/// Goes on until a turn is held up.
+#[track_caller]
+fn proxy_holds(tracker: &Tracker, crew: usize, proxy: &Proxy) {
+    while proxy.late_waiting() == 0 {
+        if let Ok(taken) = look(tracker, crew) {
+            tracker.engine().ack(taken.handle);
+        }
+    }
+}
+
+/// A server whose user lacks rights.
+fn without(rights: &[&str]) -> RedisServer {
+    let server = RedisServer::start();
+    change(
+        &server,
+        &rights.iter().map(|right| format!("-{right}")).collect::<Vec<_>>(),
+    );
+    server
+}
+
+fn change(server: &RedisServer, rules: &[String]) {
+    let mut command = redis::cmd("ACL");
+    command.arg("SETUSER").arg(USER).arg(rules);
+    command.exec(&mut server.connect()).unwrap();
+}
+
+#[test]
+fn without_the_rights_each_turn_is_a_script_and_a_person_is_told_once() {
+    for right in ["multi", "exec", "watch", "lmove", "lindex"] {
+        let (server, book) = (without(&[right]), Arc::new(Book::default()));
+        fill(&server, &book, &["a"], 500);
+        let workers = start(&server, strict(&["a"], 3), &book);
+        let tells = |event: &Event| matches!(event, Event::Warning(text) if text.contains("transactions"));
+        workers.tracker().wait_for("it says so", tells);
+        eventually(SOON, "all is done", || book.is_done());
+        assert_eq!(workers.tracker().count(tells), 1, "{right}");
+        assert_eq!(server.calls_of("lmove"), 0);
+        finish(&server, workers, &book);
+    }
+}
+
+#[test]
+fn rights_that_come_and_go_under_load_cost_no_job_and_double_none() {
+    let (server, book) = (RedisServer::start(), Arc::new(Book::default()));
+    let workers = start(&server, strict(&["a", "b"], 4), &book);
+    let rights = ["multi", "exec", "watch", "lmove"];
+    for (round, right) in rights.iter().cycle().take(10 * rights.len()).enumerate() {
+        let jobs: Vec<_> = (0..200)
+            .map(|number| book.enqueue(&format!("{round}-{number}"), "a"))
+            .collect();
+        let done = book.tally().1;
+        push(&server, "a", &jobs);
+        eventually(SOON, "some are done", || book.tally().1 > done + 20);
+        change(&server, &[format!("-{right}")]);
+        change(&server, &[format!("+{right}")]);
+    }
+    eventually(SOON, "all is done", || book.is_done());
+    finish(&server, workers, &book);
+}
+
+#[test]
+fn a_full_memory_makes_turns_scripts_and_stops_none() {
+    let (server, book) = (Options::default().maxmemory("24mb").start(), Arc::new(Book::default()));
+    fill(&server, &book, &["a"], 2000);
+    server.config_set("maxmemory", "1mb");
+    let workers = start(&server, strict(&["a"], 4), &book);
+    eventually(SOON, "all is done", || book.is_done());
+    assert_eq!(server.calls_of("lmove"), 0);
+    server.config_set("maxmemory", "0");
+    finish(&server, workers, &book);
+}
+
+#[test]
+fn who_polls_sends_scripts_only() {
+    let (server, book) = (RedisServer::start(), Arc::new(Book::default()));
+    fill(&server, &book, &["a"], 500);
+    let mut settings = native(settings(&server.socket_path(), "one"));
+    settings.polls = true;
+    let perform: Arc<Perform> = Arc::new(at_once);
+    let workers = Workers::start(
+        Tracker::registered(settings),
+        &[strict(&["a"], 3)],
+        &book,
+        0,
+        1,
+        &perform,
+    );
+    finish(&server, workers, &book);
+    assert_eq!((server.calls_of("lmove"), server.calls_of("multi")), (0, 0));
 }

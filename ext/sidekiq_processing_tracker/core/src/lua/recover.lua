@@ -130,11 +130,37 @@ local batch, counters = {}, {}
 local function flush()
   local first = batch[1]
   if not first then return end
-  local tokens, payloads = {}, {}
-  for i, job in ipairs(batch) do tokens[i], payloads[i] = job.token, job.payload end
-  local pushed = push(first.key, queues, first.queue, payloads)
-  if pushed then redis.call('HDEL', inflight, unpack(tokens)) end
-  for _, job in ipairs(batch) do finish(job, pushed and 'requeued' or nil) end
+  local tokens, payloads, lists, pushed = {}, {}, {}, not first.list
+  for i, job in ipairs(batch) do
+    if first.list then
+      -- From list to list. What that cannot do goes the long way below.
+      job.moved = redis.pcall('LMOVE', job.list, first.key, 'LEFT', 'RIGHT')
+      if type(job.moved) == 'string' then tokens[#tokens + 1], lists[#lists + 1] = job.token, job.list end
+    else
+      tokens[i], payloads[i] = job.token, job.payload
+    end
+  end
+  if pushed then
+    pushed = push(first.key, queues, first.queue, payloads)
+  elseif #tokens > 0 then
+    redis.pcall('SADD', queues, first.queue)
+  end
+  if #tokens > 0 and (pushed or first.list) then redis.call('HDEL', inflight, unpack(tokens)) end
+  -- Mostly they have gone with their jobs.
+  if #lists > 0 then redis.call('DEL', unpack(lists)) end
+  for _, job in ipairs(batch) do
+    if not job.list then
+      finish(job, pushed and 'requeued' or nil)
+    elseif type(job.moved) == 'string' then
+      finish(job, 'requeued')
+    elseif redis.call('TYPE', job.list).ok ~= 'list' then
+      -- Somebody has removed its list, and the job with it.
+      drop(inflight, {job.token})
+      note(job, 'gone')
+    else
+      finish(job, move(job))
+    end
+  end
   batch, counters = {}, {}
 end
 
@@ -152,7 +178,7 @@ for i = 17, #ARGV, 14 do
     lock.limit, lock.ttl = tonumber(ARGV[i + 12]), tonumber(ARGV[i + 13])
   end
   job.list = list_of(inflight, job.token)
-  job.plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held') and not job.list
+  job.plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held')
   if job.plain then plain_tokens[#plain_tokens + 1] = job.token end
   if job.expected then expected_counters[#expected_counters + 1] = job.counter end
   jobs[job.number] = job
@@ -167,12 +193,13 @@ for i, count in ipairs(known) do counts[expected_counters[i]] = count end
 for _, job in ipairs(jobs) do
   local list, plain = job.list, job.plain
   -- Another orphan of the same job changes its count.
-  if not plain or counters[job.counter] or (batch[1] and batch[1].key ~= job.key) then flush() end
+  local first = batch[1]
+  if not plain or counters[job.counter] or (first and (first.key ~= job.key or not first.list ~= not list)) then flush() end
 
   job.count = job.expected or 0
   if plain then job.payload, payloads[job.token] = payloads[job.token], nil end
   -- Somebody has removed its list, and the job with it.
-  if list and redis.call('TYPE', list).ok ~= 'list' then drop(inflight, {job.token}) end
+  if list and not plain and redis.call('TYPE', list).ok ~= 'list' then drop(inflight, {job.token}) end
   if job.payload or (not plain and redis.call('HEXISTS', inflight, job.token) == 1) then
     if job.expected then job.count = orphaned_before(job.counter) end
     if job.expected and job.count ~= job.expected then

@@ -73,8 +73,8 @@ pub(crate) struct Ask<'a> {
     pub call: u64,
     /// Queues that may be empty.
     pub queues: Queues,
-    /// It went by script. Then it is also to be seen whether this connection does transactions at all: where MULTI is refused, all
-    /// that should wait for EXEC would be done at once.
+    /// It went by script. Then it is also to be seen whether this connection does transactions at all (where MULTI is refused, all
+    /// that should wait for EXEC would be done at once), and may read the lists.
     by_script: bool,
     time: Option<ServerTime>,
 }
@@ -99,6 +99,10 @@ impl<'a> Ask<'a> {
         if self.by_script {
             // The end of all watches before, too: the script has changed what they are for.
             commands.extend([redis::cmd("MULTI"), redis::cmd("EXEC")]);
+            // What may not be read must not be moved. No job ever has this number.
+            let mut read = redis::cmd("LINDEX");
+            read.arg(keys.payload(self.identity.as_bytes(), (0, 0))).arg(0);
+            commands.push(read);
         }
         if self.time.is_none() {
             commands.push(redis::cmd("TIME"));
@@ -123,7 +127,7 @@ impl<'a> Ask<'a> {
     /// What Redis refused. `Error::Protocol` for what makes no sense.
     pub fn read(self, link: &Link, answers: impl IntoIterator<Item = RedisResult<Value>>) -> Result<Option<Footing>> {
         let answers: Vec<Value> = answers.into_iter().collect::<RedisResult<_>>()?;
-        let mut answers = answers.into_iter().skip(if self.by_script { 2 } else { 0 });
+        let mut answers = answers.into_iter().skip(if self.by_script { 3 } else { 0 });
         let mut next = || {
             answers
                 .next()
