@@ -92,7 +92,11 @@ RSpec.describe "a job that starts while Redis is away" do
           payloads = Sidekiq.redis do |conn|
             # A job goes from a hand into the hash.
             in_hands = conn.hkeys(hands).flat_map { |number| conn.lrange("\#{hands}:\#{number}", 0, -1) }
-            in_hands + conn.hvals("sidekiq_processing:inflight:\#{identity}")
+            inflight = "sidekiq_processing:inflight:\#{identity}"
+            in_hands + conn.hgetall(inflight).filter_map do |token, payload|
+              number = token[/\\A(\\d+-\\d+)\\+ /, 1]
+              number ? conn.lindex("\#{inflight}:\#{number}", 0) : payload
+            end
           end
           note("recorded", payloads.grep(/\#{jid}/).uniq.size)
         end

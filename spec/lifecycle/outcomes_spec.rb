@@ -13,7 +13,10 @@ RSpec.describe "a job's end" do
           payloads = Sidekiq.redis do |conn|
             # A job goes from a hand into the hash.
             in_hands = conn.hkeys(hands).flat_map { |number| conn.lrange("#{hands}:#{number}", 0, -1) }
-            in_hands + conn.hgetall(hash).except("call").values
+            in_hands + conn.hgetall(hash).except("call").filter_map do |token, payload|
+              number = token[/\A(\d+-\d+)\+ /, 1]
+              number ? conn.lindex("#{hash}:#{number}", 0) : payload
+            end
           end
           note(list, [jid, payloads.map { |payload| JSON.parse(payload)["jid"] }.uniq].to_json)
         end
