@@ -77,8 +77,7 @@ impl Link {
     /// # Errors
     /// `Error::Connection`, within the timeout; `Error::Refused`; `Error::Unfit`.
     pub fn connect(&mut self) -> Result<()> {
-        let rendezvous = &self.target.rendezvous;
-        self.connection.take_if(|opened| !rendezvous.is_current(opened.visit));
+        self.leave_if_elsewhere();
         if self.connection.is_none() {
             let attempt = match self.attempt.take() {
                 Some(attempt) => attempt,
@@ -109,6 +108,12 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    /// Leaves the server that it is connected to, where others have gone to another one.
+    pub(crate) fn leave_if_elsewhere(&mut self) {
+        let rendezvous = &self.target.rendezvous;
+        self.connection.take_if(|opened| !rendezvous.is_current(opened.visit));
     }
 
     /// A thread of its own: neither a name server nor a unix socket knows a timeout.

@@ -4,9 +4,13 @@ use crate::error::{Error, Result};
 use crate::keys::Keys;
 use crate::link::Link;
 use crate::scripts::{self, Ask, Footing, Queues, Transacted, Turn, Turned};
+use std::time::{Duration, Instant};
 
 /// For so many turns at most it is not tried again, after it was tried in vain.
 const LONGEST_REST: u32 = 64;
+
+/// For so long it is not tried again, after it was refused.
+const UNABLE_FOR: Duration = Duration::from_secs(60);
 
 /// What is known for the next turn.
 #[derive(Debug, Default)]
@@ -18,8 +22,8 @@ pub(crate) struct Turns {
     rest: u32,
     /// So many will, after the next try in vain.
     next_rest: u32,
-    /// The connection that does no transactions.
-    unable: Option<u64>,
+    /// Redis does no transactions. Until when that is not tried again.
+    unable_until: Option<Instant>,
     /// Why it does not.
     refusal: Option<Error>,
 }
@@ -31,15 +35,25 @@ impl Turns {
     /// As for `scripts::turn`.
     pub fn send(&mut self, link: &mut Link, keys: &Keys, identity: &str, turn: &Turn, plain: bool) -> Result<Turned> {
         let footing = self.footing.take();
-        link.connect()?;
+        link.leave_if_elsewhere();
         if self.rest > 0 {
             self.rest -= 1;
         } else if let Some(footing) = footing.filter(|footing| footing.bears(link, identity, turn)) {
             match scripts::transact(link, keys, identity, turn, footing)? {
-                Transacted::Done(done, next, ends) => {
+                Transacted::Done {
+                    done,
+                    next,
+                    ends,
+                    broken,
+                } => {
                     match next {
                         Ok(footing) => self.footing = footing,
                         Err(error) => self.refused(link, error),
+                    }
+                    if broken {
+                        self.in_vain();
+                        self.rest += 1;
+                        return Ok(Turned::Done(*done));
                     }
                     self.next_rest = 0;
                     if !ends.is_empty() {
@@ -47,19 +61,20 @@ impl Turns {
                         self.rest = 1;
                         self.empty.extend(ends);
                     }
-                    return Ok(Turned::Done(done));
+                    return Ok(Turned::Done(*done));
                 }
                 Transacted::Changed | Transacted::Refused => self.in_vain(),
                 Transacted::Forbidden(error) => self.refused(link, error),
             }
         }
-        if plain || self.rest > 0 || self.unable == Some(link.generation()) {
+        let now = Instant::now();
+        if plain || self.rest > 0 || self.unable_until.is_some_and(|until| now < until) {
             return scripts::turn(link, keys, identity, turn);
         }
-        let ask = Ask::anew(keys, identity, turn.call, self.empty.clone());
+        let ask = Ask::anew(link, keys, identity, turn.call, self.empty.clone());
         let (turned, answers) = scripts::turn_and(link, keys, identity, turn, ask.commands())?;
         if !answers.is_empty() {
-            match ask.read(link, answers) {
+            match ask.read(answers) {
                 Ok(footing) => {
                     if footing.as_ref().is_some_and(|footing| footing.empty.is_empty()) {
                         self.empty.clear();
@@ -77,8 +92,10 @@ impl Turns {
         self.refusal.take()
     }
 
-    fn refused(&mut self, link: &Link, error: Error) {
-        self.unable = Some(link.generation());
+    /// A connection may be in the middle of a transaction now, whose end was refused: another one is made.
+    fn refused(&mut self, link: &mut Link, error: Error) {
+        link.discard();
+        self.unable_until = Some(Instant::now() + UNABLE_FOR);
         self.refusal = Some(error);
     }
 

@@ -5,15 +5,16 @@
 mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use processing_tracker_core::events::Event;
 use processing_tracker_core::registry::Taken;
-use support::crews::{crew, look, push, taken_by};
-use support::proxy::{Action, Proxy, Request, When};
+use redis::Commands;
+use support::crews::{crew, info, look, push, taken_by, QUICK};
+use support::proxy::{Action, End, OnRequest, Proxy, Request, When};
 use support::redis_server::{Options, RedisServer, USER};
 use support::tracker::{
-    assert_at_rest, forgetful, in_flight, job, native, our_keys, queue, recover_all, settings, Tracker, SOON,
+    assert_at_rest, in_flight, job, keys, native, our_keys, queue, recover_all, settings, Tracker, SOON,
 };
 use support::wait::eventually;
 use support::workers::{at_once, strict, weighted, Book, Crew, Perform, Workers};
@@ -113,7 +114,11 @@ fn a_transaction_that_comes_after_its_instance_was_fenced_does_nothing() {
         move |request: &Request| {
             let is_due = request.is_transaction() && request.contains("LMOVE");
             if is_due && armed.swap(false, SeqCst) {
-                Action::postpone(When::OnRelease)
+                // The client waits for an answer: nothing of the turn is done by the script meanwhile.
+                Action {
+                    request: OnRequest::Postpone(When::OnRelease, End::Silence),
+                    ..Action::pass()
+                }
             } else {
                 Action::pass()
             }
@@ -125,12 +130,15 @@ fn a_transaction_that_comes_after_its_instance_was_fenced_does_nothing() {
     push(&server, "work", &all);
     take_until_moved(&server, &tracker, work, 5);
     armed.store(true, SeqCst);
-    // The process is gone before it could send that turn again.
     proxy_holds(&tracker, work, &proxy);
-    proxy.freeze();
+    let call = || -> u64 {
+        let inflight = keys().inflight(&tracker.identity());
+        server.connect().hget(inflight, "call").unwrap()
+    };
+    let before = call();
     tracker.stop();
-    proxy.thaw();
-    recover_all(&forgetful(&server.socket_path(), "console")).unwrap();
+    assert_eq!(call(), before, "the turn was done in another way");
+    recover_all(&settings(&server.socket_path(), "console")).unwrap();
     let waiting = queue(&server, "work");
     let before = our_keys(&server);
     assert_eq!(proxy.release_late(), 1);
@@ -174,12 +182,20 @@ fn without_the_rights_each_turn_is_a_script_and_a_person_is_told_once() {
     for right in ["multi", "exec", "watch", "lmove", "lindex"] {
         let (server, book) = (without(&[right]), Arc::new(Book::default()));
         fill(&server, &book, &["a"], 500);
-        let workers = start(&server, strict(&["a"], 3), &book);
+        // Of one thread, the claim is the last but one command of a transaction.
+        let workers = start(&server, strict(&["a"], if right == "lmove" { 1 } else { 3 }), &book);
         let tells = |event: &Event| matches!(event, Event::Warning(text) if text.contains("transactions"));
         workers.tracker().wait_for("it says so", tells);
         eventually(SOON, "all is done", || book.is_done());
         assert_eq!(workers.tracker().count(tells), 1, "{right}");
         assert_eq!(server.calls_of("lmove"), 0);
+        let connections: u64 = info(&server, "stats", "total_connections_received").parse().unwrap();
+        assert!(connections < 100, "{connections}");
+        assert_eq!(
+            workers.tracker().count(|event| matches!(event, Event::Outage { .. })),
+            0,
+            "{right}"
+        );
         finish(&server, workers, &book);
     }
 }
@@ -232,4 +248,76 @@ fn who_polls_sends_scripts_only() {
     );
     finish(&server, workers, &book);
     assert_eq!((server.calls_of("lmove"), server.calls_of("multi")), (0, 0));
+}
+
+#[test]
+fn a_queue_that_is_no_list_holds_up_no_other_and_is_told_of() {
+    let (server, book) = (RedisServer::start(), Arc::new(Book::default()));
+    let () = server.connect().set("queue:broken", "no list").unwrap();
+    fill(&server, &book, &["b"], 2000);
+    let workers = start(&server, strict(&["broken", "b"], 3), &book);
+    eventually(SOON, "all is done", || book.is_done());
+    let tells = |event: &Event| matches!(event, Event::Warning(text) if text.contains("queue:broken"));
+    workers.tracker().wait_for("it says so", tells);
+    let () = server.connect().del("queue:broken").unwrap();
+    finish(&server, workers, &book);
+}
+
+#[test]
+fn a_claim_whose_answer_was_lost_is_found_out_and_the_next_queue_tried_at_once() {
+    let server = RedisServer::start();
+    let armed = Arc::new(AtomicBool::new(false));
+    let proxy = Proxy::start(server.socket_path(), {
+        let armed = armed.clone();
+        move |request: &Request| match request.is_transaction() && armed.swap(false, SeqCst) {
+            true => Action::drop_reply(),
+            false => Action::pass(),
+        }
+    });
+    let tracker = Tracker::registered(native(settings(&proxy.socket_path(), "one")));
+    let work = crew(&tracker, &["a", "b"]);
+    push(&server, "a", &named("a", 50));
+    push(&server, "b", &named("b", 50));
+    for round in 0..100 {
+        armed.store(round % 3 == 0, SeqCst);
+        let taken = match look(&tracker, work) {
+            Ok(taken) => taken,
+            Err(parker) => taken_by(&tracker, work, &parker, QUICK),
+        };
+        let expected = if round < 50 {
+            format!("a{round}")
+        } else {
+            format!("b{}", round - 50)
+        };
+        assert_eq!(taken.payload[..], job(&expected)[..]);
+        tracker.engine().ack(taken.handle);
+    }
+    assert!(proxy.counts().of("cut_reply") > 10, "{}", proxy.counts());
+    assert!(tracker.leave(SOON));
+    assert_at_rest(&server);
+}
+
+#[test]
+fn acks_clear_no_counters_where_there_are_none() {
+    let server = RedisServer::start();
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let proxy = Proxy::start(server.socket_path(), {
+        let bytes = bytes.clone();
+        move |request: &Request| {
+            if request.is_transaction() {
+                bytes.lock().unwrap().push(request.contains(":recoveries:"));
+            }
+            Action::pass()
+        }
+    });
+    let tracker = Tracker::registered(native(settings(&proxy.socket_path(), "one")));
+    let work = crew(&tracker, &["a"]);
+    push(&server, "a", &named("a", 60));
+    (0..30).for_each(|_| drop(next(&tracker, work)));
+    assert!(bytes.lock().unwrap().iter().all(|clears| !clears));
+    // And where there are some, they do.
+    let () = server.connect().set(keys().counted(), 1).unwrap();
+    (0..30).for_each(|_| drop(next(&tracker, work)));
+    let seen = bytes.lock().unwrap();
+    assert!(seen.len() > 20 && seen.iter().any(|clears| *clears), "{seen:?}");
 }

@@ -73,6 +73,8 @@ pub(crate) struct Ask<'a> {
     pub call: u64,
     /// Queues that may be empty.
     pub queues: Queues,
+    /// The connection that it is to go over. Where it went over another, it is for nothing.
+    generation: u64,
     /// It went by script. Then it is also to be seen whether this connection does transactions at all (where MULTI is refused, all
     /// that should wait for EXEC would be done at once), and may read the lists.
     by_script: bool,
@@ -81,12 +83,13 @@ pub(crate) struct Ask<'a> {
 
 impl<'a> Ask<'a> {
     /// Behind a turn by script.
-    pub fn anew(keys: &'a Keys, identity: &'a str, call: u64, queues: Queues) -> Self {
+    pub fn anew(link: &Link, keys: &'a Keys, identity: &'a str, call: u64, queues: Queues) -> Self {
         Self {
             keys,
             identity,
             call,
             queues,
+            generation: link.generation(),
             by_script: true,
             time: None,
         }
@@ -125,7 +128,7 @@ impl<'a> Ask<'a> {
     ///
     /// # Errors
     /// What Redis refused. `Error::Protocol` for what makes no sense.
-    pub fn read(self, link: &Link, answers: impl IntoIterator<Item = RedisResult<Value>>) -> Result<Option<Footing>> {
+    pub fn read(self, answers: impl IntoIterator<Item = RedisResult<Value>>) -> Result<Option<Footing>> {
         let answers: Vec<Value> = answers.into_iter().collect::<RedisResult<_>>()?;
         let mut answers = answers.into_iter().skip(if self.by_script { 3 } else { 0 });
         let mut next = || {
@@ -144,7 +147,7 @@ impl<'a> Ask<'a> {
         };
         let are_empty = self.queues.is_empty() || whole("EXISTS", next()?)? == 0;
         Ok((call == Some(self.call)).then(|| Footing {
-            generation: link.generation(),
+            generation: self.generation,
             identity: self.identity.to_owned(),
             call: self.call,
             time,
@@ -169,8 +172,17 @@ impl Footing {
 /// What became of a transaction.
 #[derive(Debug)]
 pub(crate) enum Transacted {
-    /// It is done. And what to stand on next, if that is known; and the queues of which it has found the end.
-    Done(Done, Result<Option<Footing>>, Queues),
+    /// It is done.
+    Done {
+        /// As by script.
+        done: Box<Done>,
+        /// What to stand on next, if that is known.
+        next: Result<Option<Footing>>,
+        /// The queues of which it has found the end.
+        ends: Queues,
+        /// Something lies under a queue's key that is no list: the script knows what to say of it.
+        broken: bool,
+    },
     /// Nothing of it is done: something that was watched has changed.
     Changed,
     /// Nothing of it is done: Redis has refused a part of it.
@@ -247,7 +259,7 @@ pub(crate) fn transact(
     let ask = Ask {
         by_script: false,
         time: Some(footing.time).filter(|time| time.age() < ServerTime::LASTS),
-        ..Ask::anew(keys, identity, turn.call, footing.empty)
+        ..Ask::anew(link, keys, identity, turn.call, footing.empty)
     };
     for command in ask.commands() {
         commands.add_command(command);
@@ -257,10 +269,8 @@ pub(crate) fn transact(
     // It was done before on this connection. If it is refused now, each of the commands was done by itself, and the repetition of
     // the turn finds that.
     answers.next().map(Value::extract_error).transpose()?;
-    let refused = answers
-        .by_ref()
-        .take(queued)
-        .find_map(|value| value.extract_error().err());
+    let put: Vec<Value> = answers.by_ref().take(queued).collect();
+    let refused = put.into_iter().find_map(|value| value.extract_error().err());
     let mut done = match (answers.next().unwrap_or(Value::Nil), refused) {
         (Value::Nil, None) => return Ok(Transacted::Changed),
         (Value::Array(done), None) if done.len() == queued => done.into_iter(),
@@ -271,7 +281,7 @@ pub(crate) fn transact(
         _ => return Err(Error::protocol("EXEC", "another answer was expected")),
     };
     let next = answers.map(Value::extract_error);
-    let next = ask.read(link, next);
+    let next = ask.read(next);
 
     let mut answer = Done {
         recorded,
@@ -285,16 +295,13 @@ pub(crate) fn transact(
         answer.vain = turn.acks.clone();
     }
     let unrecorded = is_refused(done.next());
-    let (mut ends, mut moved) = (Queues::new(), Vec::new());
-    for (found, claim) in done.by_ref().zip(moves) {
+    let (mut ends, mut broken, mut moved) = (Queues::new(), false, Vec::new());
+    for (claim, found) in moves.into_iter().zip(done.by_ref()) {
         match found {
             Value::BulkString(payload) => moved.push((claim, payload)),
-            _ => {
-                untried |= turn
-                    .claims
-                    .iter()
-                    .flat_map(|claim| &claim.orders)
-                    .any(|order| order.len() > 1);
+            found => {
+                broken |= is_refused(Some(found));
+                untried |= broken || turn.has_choice();
                 ends.insert(claim.queue);
                 answer.vain.push(claim.token);
             }
@@ -308,7 +315,12 @@ pub(crate) fn transact(
     answer.claimed.extend(jobs);
     answer.untried = untried;
     answer.counted = !matches!(done.next(), Some(Value::Int(0)));
-    Ok(Transacted::Done(answer, next, ends))
+    Ok(Transacted::Done {
+        done: Box::new(answer),
+        next,
+        ends,
+        broken,
+    })
 }
 
 /// For each thread the first queue in its order that is not known to be empty. And whether a thread got none that should have one.
@@ -339,7 +351,9 @@ fn is_refused(answer: Option<Value>) -> bool {
     matches!(answer, None | Some(Value::ServerError(_)))
 }
 
-/// What was claimed and has no token: to the end it came from, the newest first.
+/// What was claimed and has no token: to the end it came from, the newest first. (It takes an administrator who removes a right between
+/// two commands of one transaction to come here. Should the connection break in this moment, too, these jobs stay in their lists,
+/// for a person to put back.)
 fn put_back(link: &mut Link, keys: &Keys, identity: &str, moved: &[(Move, Vec<u8>)]) -> Result<()> {
     let mut commands = redis::pipe();
     for (claim, _) in moved.iter().rev() {

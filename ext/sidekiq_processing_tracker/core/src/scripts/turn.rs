@@ -59,6 +59,12 @@ impl Turn {
             None => usize::MAX,
         }
     }
+
+    /// Whether any thread may have a job of more than one queue.
+    pub(super) fn has_choice(&self) -> bool {
+        let mut orders = self.claims.iter().flat_map(|claim| &claim.orders);
+        orders.any(|order| order.len() > 1)
+    }
 }
 
 /// Jobs that are wanted.
@@ -210,6 +216,8 @@ pub(crate) fn turn_and(
         _ => None,
     });
     done.vain = read_lists(link, keys, identity.as_bytes(), &mut done.claimed, lists.collect())?;
+    // It was done without the script, which would have tried the others.
+    done.untried = !done.vain.is_empty() && turn.has_choice();
     Ok((Turned::Done(done), then))
 }
 

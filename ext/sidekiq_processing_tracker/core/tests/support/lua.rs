@@ -59,7 +59,7 @@ pub fn is_call(request: &Request, script: &Script) -> bool {
 
 /// Whether a request is a turn, by its script or without.
 pub fn is_turn(request: &Request) -> bool {
-    is_call(request, &TURN) || request.is_transaction() && request.contains("HSET")
+    is_call(request, &TURN) || request.is_transaction()
 }
 
 /// Whether a request may come twice. All of ours may but `register`, which is sent once a nonce, and a blocking claim, which is never

@@ -68,9 +68,9 @@ impl Request {
         self.bytes.windows(text.len()).any(|window| window == text.as_bytes())
     }
 
-    /// Whether it is a transaction.
+    /// Whether it is a transaction that does something.
     pub fn is_transaction(&self) -> bool {
-        self.command() == "MULTI"
+        self.command() == "MULTI" && self.contains("HSET")
     }
 
     /// Whether it prepares its connection only, and changes nothing in Redis.
@@ -1020,7 +1020,8 @@ impl Shared {
                 let way = if request.is_transaction() {
                     connection.kept.store(true, SeqCst);
                     lock(&self.kept).push(Arc::clone(connection));
-                    Way::Own(Arc::clone(connection), replies)
+                    let pending = lock(&connection.replies).len();
+                    Way::Own(Arc::clone(connection), pending + replies)
                 } else {
                     Way::New(setup)
                 };
