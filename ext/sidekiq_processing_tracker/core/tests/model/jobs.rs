@@ -4,6 +4,10 @@
 //! by Redis, answered) and between any two of them anything else may happen. Each kind of trouble has a budget, which
 //! bounds the search; a budget spent nowhere is part of the search too.
 //!
+//! A turn without its script is not a call of its own here: either it does what the script would do, or nothing, since Redis watches
+//! what the script looks at; and a call that does nothing, and is made again, is part of each search. That the watch does so is
+//! tested on a real Redis (`tests/transactions.rs`); what it would mean if it did not is the mutation `NoFence`.
+//!
 //! Time is not modelled here but in `lease.rs`. What that model proves is assumed: a lease runs out only while its
 //! owner is dead, paused, cut off, or does not use that identity.
 
