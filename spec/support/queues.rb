@@ -63,9 +63,10 @@ module Queues
       local payloads, fields = {}, redis.call('HGETALL', key)
       for i = 1, #fields, 2 do
         local number = string.match(fields[i], '^(%d+%-%d+)%+ ')
-        if fields[i] ~= 'call' then
-          payloads[#payloads + 1] = number and redis.call('LINDEX', key .. ':' .. number, 0) or fields[i + 1]
-        end
+        -- A claim that found nothing has a token without a list, for a moment.
+        local payload = fields[i + 1]
+        if number then payload = redis.call('LINDEX', key .. ':' .. number, 0) end
+        if fields[i] ~= 'call' and payload then payloads[#payloads + 1] = payload end
       end
       local hands = string.gsub(key, ':inflight:', ':hands:', 1)
       for _, number in ipairs(redis.call('HKEYS', hands)) do
