@@ -67,8 +67,10 @@ impl Turns {
                 Transacted::Forbidden(error) => self.refused(link, error),
             }
         }
+        // After one that needs its script there mostly comes another of that kind.
+        let is_suited = scripts::is_suited(turn) && !plain;
         let now = Instant::now();
-        if plain || self.rest > 0 || self.unable_until.is_some_and(|until| now < until) {
+        if !is_suited || self.rest > 0 || self.unable_until.is_some_and(|until| now < until) {
             return scripts::turn(link, keys, identity, turn);
         }
         let ask = Ask::anew(link, keys, identity, turn.call, self.empty.clone());

@@ -163,10 +163,14 @@ impl Footing {
             && self.generation == link.generation()
             && self.identity == identity
             && self.call < turn.call
-            && turn.marks.is_empty()
-            && turn.requeues.is_empty()
-            && (turn.records.is_empty() || turn.records.iter().any(|(_, payload)| payload.len() > LARGE))
+            && is_suited(turn)
     }
+}
+
+/// Whether a turn may go without its script.
+pub(crate) fn is_suited(turn: &Turn) -> bool {
+    let is_large = |record: &(_, Arc<[u8]>)| record.1.len() > LARGE;
+    turn.marks.is_empty() && turn.requeues.is_empty() && (turn.records.is_empty() || turn.records.iter().any(is_large))
 }
 
 /// What became of a transaction.
