@@ -8,7 +8,7 @@ use crate::events::LostJob;
 use crate::parker::{Errand, Parker};
 use crate::payload;
 use crate::recovery::Dropped;
-use crate::scripts::{Closing, Done, Known, LastCall, Opening, Recorded, Requeue, Turn};
+use crate::scripts::{Closing, Done, Known, LastCall, Opening, Recorded, Requeue, Turn, SMALL};
 use crate::slots::{Brought, Client, Order, Slots};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -21,9 +21,6 @@ pub type Handle = u64;
 const BATCH: usize = 500;
 /// How many bytes of payloads one turn carries, at least one payload.
 const BATCH_BYTES: usize = 1 << 20;
-/// Payloads up to so many bytes are popped many at once: as many as there are threads make no large answer. Larger ones get
-/// a list of their own each.
-const SMALL: usize = 16 << 10;
 
 #[derive(Debug)]
 struct Job {

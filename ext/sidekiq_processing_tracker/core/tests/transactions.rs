@@ -300,12 +300,12 @@ fn a_claim_whose_answer_was_lost_is_found_out_and_the_next_queue_tried_at_once()
 #[test]
 fn acks_clear_no_counters_where_there_are_none() {
     let server = RedisServer::start();
-    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let clears = Arc::new(Mutex::new(Vec::new()));
     let proxy = Proxy::start(server.socket_path(), {
-        let bytes = bytes.clone();
+        let clears = clears.clone();
         move |request: &Request| {
             if request.is_transaction() {
-                bytes.lock().unwrap().push(request.contains(":recoveries:"));
+                clears.lock().unwrap().push(request.contains(":recoveries:"));
             }
             Action::pass()
         }
@@ -314,10 +314,10 @@ fn acks_clear_no_counters_where_there_are_none() {
     let work = crew(&tracker, &["a"]);
     push(&server, "a", &named("a", 60));
     (0..30).for_each(|_| drop(next(&tracker, work)));
-    assert!(bytes.lock().unwrap().iter().all(|clears| !clears));
+    assert!(clears.lock().unwrap().iter().all(|clears| !clears));
     // And where there are some, they do.
     let () = server.connect().set(keys().counted(), 1).unwrap();
     (0..30).for_each(|_| drop(next(&tracker, work)));
-    let seen = bytes.lock().unwrap();
+    let seen = clears.lock().unwrap();
     assert!(seen.len() > 20 && seen.iter().any(|clears| *clears), "{seen:?}");
 }

@@ -2,7 +2,7 @@
 //! script"). What the script looks at first, Redis watches here: nothing is done once the in-flight hash has changed.
 
 use super::answer::{bytes, whole, Answer};
-use super::turn::{Done, Turn};
+use super::turn::{Done, Turn, SMALL};
 use crate::clock;
 use crate::entry::{number, Token};
 use crate::error::{Error, Result};
@@ -12,10 +12,6 @@ use redis::{RedisResult, Value};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Records of smaller payloads go by script. Redis is the slower for it, and the process the faster: threads whose records are
-/// answered one by one wait for each other more often (docs/performance.md, "What is in the way").
-const LARGE: usize = 16 << 10;
 
 /// Names of queues.
 pub(crate) type Queues = BTreeSet<Arc<[u8]>>;
@@ -67,12 +63,12 @@ impl ServerTime {
 
 /// What is asked behind a turn, so that the next one has a footing.
 pub(crate) struct Ask<'a> {
-    pub keys: &'a Keys,
-    pub identity: &'a str,
+    keys: &'a Keys,
+    identity: &'a str,
     /// The turn.
-    pub call: u64,
+    call: u64,
     /// Queues that may be empty.
-    pub queues: Queues,
+    queues: Queues,
     /// The connection that it is to go over. Where it went over another, it is for nothing.
     generation: u64,
     /// It went by script. Then it is also to be seen whether this connection does transactions at all (where MULTI is refused, all
@@ -167,9 +163,10 @@ impl Footing {
     }
 }
 
-/// Whether a turn may go without its script.
+/// Whether a turn may go without its script. Records of small payloads do not: Redis is the slower for it, and the process the faster,
+/// since threads whose records are answered one by one wait for each other more often (docs/performance.md, "What is in the way").
 pub(crate) fn is_suited(turn: &Turn) -> bool {
-    let is_large = |record: &(_, Arc<[u8]>)| record.1.len() > LARGE;
+    let is_large = |record: &(_, Arc<[u8]>)| record.1.len() > SMALL;
     turn.marks.is_empty() && turn.requeues.is_empty() && (turn.records.is_empty() || turn.records.iter().any(is_large))
 }
 

@@ -10,6 +10,9 @@ use redis::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Payloads up to so many bytes are popped many at once by a script: as many as there are threads make no large answer. Larger ones
+/// must not become strings of Lua's.
+pub(crate) const SMALL: usize = 16 << 10;
 /// What a claim brings at most, in bytes; the script knows it too.
 const MOST_BYTES: usize = 1 << 20;
 /// How many lists are read at once where their payloads were not at hand.
