@@ -3,17 +3,19 @@
 //! Nothing may delay a beat: recovery goes in pieces, and between two of them comes the beat that is due.
 
 use crate::courier::{Courier, Delivery, News};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::events::Event;
 use crate::host::{self, Neighbours, Process, Step};
 use crate::identity;
 use crate::legacy::{self, Lookout};
 use crate::link::Link;
-use crate::recovery::{Named, Progress, Reaper, Recovery};
+use crate::recoveries::{News as Told, Recoveries, Round};
+use crate::recovery::{Reaper, Recovery, Report};
 use crate::scripts::{self, Fenced};
 use crate::server;
 use crate::settings::Pace;
 use crate::shared::{Phase, Ride, Sent, Shared, Side, State};
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,8 +29,7 @@ struct Control {
     link: Link,
     beat: Attempts,
     recover: Attempts,
-    recovery: Option<Recovery>,
-    named: Named,
+    recoveries: Recoveries,
     /// Whether another instance may be due.
     look: bool,
     /// The search for instances of the 1.0 gem.
@@ -61,7 +62,8 @@ enum Task {
     Stop,
     Register,
     Beat(String, Pace),
-    Recover(String, Pace),
+    /// Until the beat is due.
+    Recover(String, Pace, Instant),
     Search(Pace),
     Deliver(String, Pace),
     LookAround(String, Pace),
@@ -84,8 +86,7 @@ impl Control {
             shared,
             beat: Attempts::default(),
             recover: Attempts::default(),
-            recovery: None,
-            named: Named::default(),
+            recoveries: Recoveries::default(),
             look: false,
             lookout: Lookout::new(),
             search: Attempts::default(),
@@ -108,7 +109,7 @@ impl Control {
                     continue;
                 }
                 Task::Register => self.register(),
-                Task::Recover(by, pace) => self.recover(by, pace),
+                Task::Recover(by, pace, due) => self.recover(by, pace, due),
                 Task::Search(pace) => self.search(pace),
                 Task::Deliver(by, pace) => self.deliver(&by, pace),
                 Task::LookAround(identity, pace) => self.look_around(&identity, pace),
@@ -163,16 +164,16 @@ impl Control {
                     self.returns = None;
                     self.look = true;
                 }
-                if state.phase == Phase::Running && self.recovery.is_none() && self.neighbours.is_busy() {
+                if state.phase == Phase::Running && self.recoveries.is_empty() && self.neighbours.is_busy() {
                     let asked = &self.neighbours_asked;
                     if asked.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
                         return Task::LookAround(state.identity.clone(), state.pace);
                     }
                     wake = earlier(wake, asked.at.filter(|at| *at > now));
                 }
-                if state.phase == Phase::Running && (self.recovery.is_some() || self.look) {
-                    if self.recover.is_due(now) && self.is_time_for_a_call(now, due, state.pace) {
-                        return Task::Recover(state.identity.clone(), state.pace);
+                if state.phase == Phase::Running && (!self.recoveries.is_empty() || self.look) {
+                    if self.recover.is_due(now) && is_time_for_two(now, self.slowest, due, state.pace) {
+                        return Task::Recover(state.identity.clone(), state.pace, due);
                     }
                     wake = earlier(wake, self.recover.at.filter(|at| *at > now));
                 }
@@ -311,7 +312,7 @@ impl Control {
                     self.answered(beat.hosted, due);
                 }
                 if answer == Fenced::Lost {
-                    self.recovery = None;
+                    self.recoveries.clear();
                 }
             }
             Err(error) => {
@@ -327,7 +328,7 @@ impl Control {
     fn answered(&mut self, hosted: Option<u64>, due: Option<Vec<u8>>) {
         self.neighbours.beaten(hosted, Instant::now());
         if let Some(due) = due {
-            self.recovery.get_or_insert_with(|| Recovery::new(due));
+            self.recoveries.begin(|| Recovery::new(due));
         }
     }
 
@@ -368,37 +369,78 @@ impl Control {
         self.link.discard();
     }
 
-    fn recover(&mut self, by: String, pace: Pace) {
+    /// Recovers dead instances until the beat is due, or something else is to be done.
+    fn recover(&mut self, by: String, pace: Pace, due: Instant) {
+        let shared = self.shared.clone();
         let reaper = Reaper {
-            keys: self.shared.keys.clone(),
+            keys: shared.keys.clone(),
             by,
             pace,
-            hold: self.shared.settings.hold,
-            policy: self.shared.settings.policy.clone(),
+            hold: shared.settings.hold,
+            policy: shared.settings.policy.clone(),
         };
-        let began = Instant::now();
-        let outcome = self.recover_piece(&reaper);
-        self.slowest = began.elapsed().max(self.slowest.mul_f64(0.9));
-        match outcome {
-            Ok(true) => self.recover.succeeded(),
-            Ok(false) => self.recover.pause(pace),
+        let slowest = Cell::new(self.slowest);
+        let (mut last, mut over) = (Instant::now(), Vec::new());
+        let may_go_on = || {
+            let state = shared.state();
+            let goes_on = state.phase == Phase::Running && state.is(&reaper.by) && !state.beat_now;
+            drop(state);
+            goes_on && is_time_for_two(Instant::now(), slowest.get(), due, pace)
+        };
+        let tell = |told| match told {
+            Told::Answered(told) => {
+                shared.events.push_all(told);
+                slowest.set(last.elapsed().max(slowest.get().mul_f64(0.9)));
+                last = Instant::now();
+            }
+            Told::Over(from, report) => over.push((from, report)),
+        };
+        let round = self.recoveries.round(&mut self.link, &reaper, may_go_on, tell);
+        self.slowest = last.elapsed().max(slowest.get());
+        for (from, report) in over {
+            self.report(&reaper, &from, &report);
+        }
+        match round {
+            Ok(round) => {
+                self.look = round != Round::Idle;
+                match round {
+                    Round::InVain => self.recover.pause(pace),
+                    Round::Worked | Round::Idle => self.recover.succeeded(),
+                }
+            }
             Err(error) => {
                 self.link.discard();
-                // There may be another server, with other names.
-                self.named.was_in_vain();
                 // A failure to reach Redis is told by the beats, and the same call is made again. What Redis refuses, it
                 // may refuse for ever: the hold runs out, and meanwhile others get their turn.
                 if self.recover.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
                     let from = self
-                        .recovery
-                        .take()
-                        .map(|recovery| String::from_utf8_lossy(recovery.from()).into_owned());
+                        .recoveries
+                        .give_up()
+                        .map(|from| String::from_utf8_lossy(&from).into_owned());
                     self.look = true;
                     let of = from.as_deref().unwrap_or("dead instances");
                     self.shared
                         .warn_once(of, format!("The recovery of {of} does not work: {error}"));
                 }
             }
+        }
+    }
+
+    /// Tells what a recovery has left behind, if anything.
+    fn report(&mut self, reaper: &Reaper, from: &[u8], report: &Report) {
+        let shared = &self.shared;
+        if let Some(unnoted) = report.unnoted(&reaper.keys) {
+            shared.warn_once("unnoted", unnoted);
+        }
+        if let Some(leftovers) = report.leftovers(&reaper.keys, from) {
+            shared.warn_once(&String::from_utf8_lossy(from), leftovers);
+        }
+        if let Some(unsettled) = report.unsettled_locks(from) {
+            shared.warn_once(&format!("locks of {}", String::from_utf8_lossy(from)), unsettled);
+        }
+        if let Some(rest) = report.rest {
+            // The lease clock moves in twentieths of a step.
+            self.returns = earlier(self.returns, Some(Instant::now() + rest + reaper.pace.step / 10));
         }
     }
 
@@ -461,7 +503,7 @@ impl Control {
             Ok(step) => {
                 self.neighbours_asked.succeeded();
                 match step {
-                    Step::Dead(recovery) => self.recovery = Some(*recovery),
+                    Step::Dead(recovery) => self.recoveries.begin(|| *recovery),
                     Step::NotAlone(warning) => self.shared.events.push(Event::Warning(warning)),
                     Step::Nothing => {}
                 }
@@ -479,39 +521,6 @@ impl Control {
                 }
             }
         }
-    }
-
-    /// Makes the next call. Answers whether to go on at once.
-    fn recover_piece(&mut self, reaper: &Reaper) -> Result<bool> {
-        let Some(recovery) = &mut self.recovery else {
-            self.recovery = self.named.next(&mut self.link, &reaper.keys, reaper.pace)?;
-            self.look = false;
-            return Ok(true);
-        };
-        let shared = &self.shared;
-        let mut told = Vec::new();
-        let progress = recovery.step(&mut self.link, reaper, |event| told.push(event));
-        shared.events.push_all(told);
-        if let Progress::Done(report) = progress? {
-            let from = recovery.from();
-            if let Some(unnoted) = report.unnoted(&reaper.keys) {
-                shared.warn_once("unnoted", unnoted);
-            }
-            if let Some(leftovers) = report.leftovers(&reaper.keys, from) {
-                shared.warn_once(&String::from_utf8_lossy(from), leftovers);
-            }
-            if let Some(unsettled) = report.unsettled_locks(from) {
-                shared.warn_once(&format!("locks of {}", String::from_utf8_lossy(from)), unsettled);
-            }
-            if let Some(rest) = report.rest {
-                // The lease clock moves in twentieths of a step.
-                self.returns = earlier(self.returns, Some(Instant::now() + rest + reaper.pace.step / 10));
-            }
-            self.recovery = None;
-            self.look = true;
-            return Ok(!report.idle || !self.named.was_in_vain());
-        }
-        Ok(true)
     }
 }
 
@@ -548,6 +557,11 @@ impl Attempts {
         self.at = again.then(|| Instant::now() + pace.pause());
         again
     }
+}
+
+/// The same of recoveries: two calls may be on their way.
+fn is_time_for_two(now: Instant, slowest: Duration, due: Instant, pace: Pace) -> bool {
+    now + (slowest * 2).min(timeout(pace)) <= due
 }
 
 /// Less than a step, so that a lease bears more than one interruption (docs/protocol.md, "The lease clock").

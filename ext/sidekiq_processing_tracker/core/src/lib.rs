@@ -25,6 +25,7 @@ pub mod orphans;
 pub mod parker;
 pub mod password;
 pub mod payload;
+mod recoveries;
 pub mod recovery;
 pub mod registry;
 pub mod scripts;

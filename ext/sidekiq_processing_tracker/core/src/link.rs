@@ -166,15 +166,44 @@ impl Link {
         }
     }
 
+    /// Calls a script, by its hash or `whole`, on the connection that there is and on no other. The answer is what `answered` receives
+    /// after the answers to the calls before it.
+    ///
+    /// # Errors
+    /// `Error::Connection`; the connection is gone then.
+    pub(crate) fn call(&mut self, asked: &Asked, whole: bool) -> Result<()> {
+        let command = if whole {
+            asked.call.command("EVAL", asked.script.source())
+        } else {
+            asked.call.command("EVALSHA", asked.script.hash())
+        };
+        self.begin_packed(&command.get_packed_command())
+    }
+
+    /// The next answer to `call`. `None` where the server does not know the script (any more): it is to be called `whole`.
+    ///
+    /// # Errors
+    /// As for `command`; then no other call is answered any more.
+    pub(crate) fn answered(&mut self) -> Result<Option<Value>> {
+        match self.receive()?.extract_error() {
+            Err(error) if error.code() == Some("NOSCRIPT") => Ok(None),
+            answer => self.settle(answer).map(Some),
+        }
+    }
+
     /// Sends commands. Their replies are the next things to receive.
     ///
     /// # Errors
     /// As for `command`.
     pub(crate) fn begin(&mut self, commands: &redis::Pipeline) -> Result<()> {
         self.connect()?;
+        self.begin_packed(&commands.get_packed_pipeline())
+    }
+
+    fn begin_packed(&mut self, packed: &[u8]) -> Result<()> {
         let sent = match &mut self.connection {
-            Some(opened) => opened.line.send(&commands.get_packed_pipeline()),
-            None => return Err(Error::Internal("connected, but no connection".into())),
+            Some(opened) => opened.line.send(packed),
+            None => return Err(Error::Connection("the connection is gone".into())),
         };
         if sent.is_err() {
             self.connection = None;
@@ -310,6 +339,19 @@ impl Link {
     pub fn discard(&mut self) {
         self.connection = None;
         self.lent = None;
+    }
+}
+
+/// A call of a script that is made, or is to be made.
+pub(crate) struct Asked {
+    pub script: &'static Script,
+    pub call: Call,
+}
+
+impl Asked {
+    /// Makes it.
+    pub fn run(&self, link: &mut Link) -> Result<Value> {
+        link.run(self.script, &self.call)
     }
 }
 

@@ -8,7 +8,8 @@ use crate::identity;
 use crate::legacy::{self, Search};
 use crate::link::Link;
 use crate::parker::{Parker, Woken};
-use crate::recovery::{Named, Progress, Reaper, Recovery};
+use crate::recoveries::{News as Told, Recoveries, Round};
+use crate::recovery::{Reaper, Report};
 use crate::scripts;
 use crate::settings::Settings;
 use std::collections::HashMap;
@@ -56,8 +57,7 @@ struct Orphans<'a> {
     listed: Option<HashMap<Vec<u8>, f64>>,
     /// Delivers what was recovered, where Sidekiq's queues are elsewhere.
     courier: Option<Courier>,
-    current: Option<Recovery>,
-    named: Named,
+    recoveries: Recoveries,
     /// What stays, by instance: an instance is looked at again whenever its hold has run out.
     stuck: HashMap<Vec<u8>, u64>,
     unnoted: bool,
@@ -96,8 +96,7 @@ pub fn reenqueue_orphans(settings: &Settings, cancel: &Parker, events: &Events) 
             .queues
             .clone()
             .map(|queues| Courier::new(queues, settings.redis.read_timeout)),
-        current: None,
-        named: Named::default(),
+        recoveries: Recoveries::default(),
         stuck: HashMap::new(),
         unnoted: false,
         failed: false,
@@ -141,14 +140,10 @@ impl Orphans<'_> {
             );
         }
         while !self.cancel.is_done() {
-            if self.current.is_none() {
-                self.current = self.named.next(&mut self.link, &self.reaper.keys, self.reaper.pace)?;
-            }
-            if self.current.is_none() {
-                return Ok(self.deliver()? && self.are_settled()?);
-            }
-            if !self.step()? {
-                return Ok(false);
+            match self.round()? {
+                Round::Worked => {}
+                Round::InVain => return Ok(false),
+                Round::Idle => return Ok(self.deliver()? && self.are_settled()?),
             }
         }
         Ok(true)
@@ -201,50 +196,51 @@ impl Orphans<'_> {
         Ok(true)
     }
 
-    /// Answers whether it was worth while: one that is named as due and is not there after all is for a pause.
-    fn step(&mut self) -> Result<bool> {
-        let Some(recovery) = &mut self.current else {
-            return Ok(true);
+    fn round(&mut self) -> Result<Round> {
+        let (events, cancel) = (self.events, self.cancel);
+        let (recovered, failed, mut over) = (&mut self.recovered, &mut self.failed, Vec::new());
+        let may_go_on = || {
+            // What would not fit is not told at all. Nothing is lost meanwhile: if the hold runs out, another may go on.
+            while events.is_crowded() && !cancel.is_done() {
+                cancel.wait(Some(Instant::now() + READER));
+            }
+            !cancel.is_done()
         };
-        // What would not fit is not told at all. Nothing is lost meanwhile: if the hold runs out, another may go on.
-        while self.events.is_crowded() && !self.cancel.is_done() {
-            self.cancel.wait(Some(Instant::now() + READER));
+        let tell = |told| match told {
+            Told::Answered(told) => {
+                told.iter().for_each(|event| recovered.count(event));
+                events.push_all(told);
+                // A round over many instances may meet more than one connection that breaks.
+                *failed = false;
+            }
+            Told::Over(from, report) => over.push((from, report)),
+        };
+        let round = self.recoveries.round(&mut self.link, &self.reaper, may_go_on, tell);
+        for (from, report) in over {
+            self.report(&from, &report);
         }
-        let (recovered, mut told) = (&mut self.recovered, Vec::new());
-        let progress = recovery.step(&mut self.link, &self.reaper, |event| {
-            recovered.count(&event);
-            told.push(event);
-        });
-        self.events.push_all(told);
-        let progress = progress?;
-        // A pass over many instances may meet more than one connection that breaks.
-        self.failed = false;
-        let Progress::Done(report) = progress else {
-            return Ok(true);
-        };
-        let from = recovery.from().to_vec();
-        self.current = None;
-        if let Some(unsettled) = report.unsettled_locks(&from) {
+        round
+    }
+
+    /// Tells what a recovery has left behind, if anything.
+    fn report(&mut self, from: &[u8], report: &Report) {
+        if let Some(unsettled) = report.unsettled_locks(from) {
             self.events.push(Event::Warning(unsettled));
         }
         if let Some(unnoted) = report.unnoted(&self.reaper.keys).filter(|_| !self.unnoted) {
             self.unnoted = true;
             self.events.push(Event::Warning(unnoted));
         }
-        if let Some(leftovers) = report.leftovers(&self.reaper.keys, &from) {
-            if self
-                .stuck
-                .insert(from.clone(), report.stuck + report.unreadable)
-                .is_none()
-            {
+        if let Some(leftovers) = report.leftovers(&self.reaper.keys, from) {
+            let left = report.stuck + report.unreadable;
+            if self.stuck.insert(from.to_vec(), left).is_none() {
                 self.events.push(Event::Warning(leftovers));
             }
             // It is not going to be settled while somebody waits here.
             if let Some(listed) = &mut self.listed {
-                listed.remove(&from);
+                listed.remove(from);
             }
         }
-        Ok(!report.idle || !self.named.was_in_vain())
     }
 
     fn are_settled(&mut self) -> Result<bool> {

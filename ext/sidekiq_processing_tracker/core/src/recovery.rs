@@ -11,11 +11,12 @@ use crate::host;
 use crate::identity;
 use crate::keys::Keys;
 use crate::legacy;
-use crate::link::Link;
+use crate::link::{Asked, Link};
 use crate::payload;
 use crate::scripts::{self, Found, Orphan, Outcome, Proof, Reaped, Settlement};
 use crate::settings::{Pace, Policy};
-use std::collections::{HashMap, VecDeque};
+use redis::Value;
+use std::collections::HashMap;
 use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,32 +63,6 @@ pub struct Recovery {
     report: Report,
     /// The recovery of an instance of the 1.0 gem, which goes another way.
     legacy: Option<legacy::Recovery>,
-}
-
-/// Instances that were named as due together, to be recovered one after the other.
-#[derive(Debug, Default)]
-pub(crate) struct Named {
-    waiting: VecDeque<Vec<u8>>,
-    /// The last one had waited here while others were recovered.
-    waited: bool,
-}
-
-impl Named {
-    /// The recovery of the next one. Asks Redis only where none is left.
-    pub fn next(&mut self, link: &mut Link, keys: &Keys, pace: Pace) -> Result<Option<Recovery>> {
-        self.waited = !self.waiting.is_empty();
-        if !self.waited {
-            self.waiting = scripts::due(link, keys, pace)?.into();
-        }
-        Ok(self.waiting.pop_front().map(Recovery::new))
-    }
-
-    /// The last one was not due any more, or cannot be recovered. Answers whether a pause should come before the next: one that
-    /// had waited here was recovered by somebody else meanwhile, and so may those be that wait behind it.
-    pub fn was_in_vain(&mut self) -> bool {
-        self.waiting.clear();
-        !std::mem::take(&mut self.waited)
-    }
 }
 
 /// A job that an instance with its lease holds though no thread of it runs it any more.
@@ -216,30 +191,57 @@ impl Recovery {
     /// # Errors
     /// As for every script.
     pub fn step(&mut self, link: &mut Link, reaper: &Reaper, tell: impl FnMut(Event)) -> Result<Progress> {
+        if let Some(asked) = self.next(reaper) {
+            let answer = asked.run(link)?;
+            return self.answered(reaper, answer, tell);
+        }
         if let Some(legacy) = &mut self.legacy {
-            return legacy.step(link, reaper, tell);
-        }
-        if self.instance.is_none() {
-            return match &self.own {
-                None => self.reap(link, reaper, tell),
-                Some(_) => self.look(link, reaper),
-            };
-        }
-        if self.returning.is_some() {
-            self.put_due_back(link, reaper, tell)
-        } else if self.piece.is_some() {
-            self.settle(link, reaper, tell)
+            legacy.step(link, reaper, tell)
+        } else if self.instance.is_none() {
+            self.look(link, reaper)
         } else {
-            self.peek(link, reaper)
+            self.put_due_back(link, reaper, tell)
         }
     }
 
-    fn reap(&mut self, link: &mut Link, reaper: &Reaper, mut tell: impl FnMut(Event)) -> Result<Progress> {
-        failpoint::reach("before_reap");
-        let (keys, hold, proof) = (&reaper.keys, reaper.hold, self.certain.as_ref());
-        let reaped = scripts::reap(link, keys, reaper.pace, &self.from, &reaper.by, hold, proof)?;
+    /// The next call, where it is one that others may be made beside (`answered`); else it is for `step`.
+    pub(crate) fn next(&self, reaper: &Reaper) -> Option<Asked> {
+        if self.legacy.is_some() || self.returning.is_some() {
+            return None;
+        }
+        let keys = &reaper.keys;
+        match (&self.instance, &self.piece) {
+            (None, _) if self.own.is_some() => None,
+            (None, _) => {
+                failpoint::reach("before_reap");
+                let (by, proof) = (&reaper.by, self.certain.as_ref());
+                Some(scripts::reaping(keys, reaper.pace, &self.from, by, reaper.hold, proof))
+            }
+            (Some(_), None) => Some(scripts::peeking(keys, &self.from, self.next_tokens())),
+            (Some(instance), Some(piece)) => {
+                let settlement = self.settlement(reaper, instance, piece);
+                Some(scripts::recovering(keys, &settlement, &piece.orphans))
+            }
+        }
+    }
+
+    /// The answer to the call that `next` has told.
+    ///
+    /// # Errors
+    /// As for every script.
+    pub(crate) fn answered(&mut self, reaper: &Reaper, answer: Value, tell: impl FnMut(Event)) -> Result<Progress> {
+        if self.instance.is_none() {
+            self.reaped(reaper, answer, tell)
+        } else if self.piece.is_some() {
+            self.settled(reaper, answer, tell)
+        } else {
+            self.peeked(reaper, answer)
+        }
+    }
+
+    fn reaped(&mut self, reaper: &Reaper, answer: Value, mut tell: impl FnMut(Event)) -> Result<Progress> {
         failpoint::reach("after_reap");
-        match reaped {
+        match scripts::reaped(answer)? {
             Reaped::Fenced(found) => {
                 if let Some(proof) = &self.certain {
                     let from = String::from_utf8_lossy(&self.from);
@@ -367,10 +369,14 @@ impl Recovery {
         Ok(())
     }
 
-    fn peek(&mut self, link: &mut Link, reaper: &Reaper) -> Result<Progress> {
-        let tokens: Vec<Token> = self.tokens.iter().rev().take(PIECE).cloned().collect();
-        let (at_ms, payloads) = scripts::peek(link, &reaper.keys, &self.from, &tokens)?;
+    fn next_tokens(&self) -> impl Iterator<Item = &Token> {
+        self.tokens.iter().rev().take(PIECE)
+    }
+
+    fn peeked(&mut self, reaper: &Reaper, answer: Value) -> Result<Progress> {
+        let (at_ms, payloads) = scripts::peeked(answer)?;
         failpoint::reach("after_peek");
+        let tokens: Vec<Token> = self.next_tokens().cloned().collect();
         if payloads.is_empty() || payloads.len() > tokens.len() {
             return Err(Error::protocol("peek", "another number of payloads than of tokens"));
         }
@@ -431,11 +437,8 @@ impl Recovery {
         self.own.as_ref()?.get(token)
     }
 
-    fn settle(&mut self, link: &mut Link, reaper: &Reaper, mut tell: impl FnMut(Event)) -> Result<Progress> {
-        let (Some(piece), Some(instance)) = (&self.piece, &self.instance) else {
-            return Ok(Progress::More);
-        };
-        let settlement = Settlement {
+    fn settlement<'a>(&'a self, reaper: &'a Reaper, instance: &'a Instance, piece: &'a Piece) -> Settlement<'a> {
+        Settlement {
             from: &self.from,
             by: &reaper.by,
             pace: reaper.pace,
@@ -449,21 +452,25 @@ impl Recovery {
             policy: &reaper.policy,
             sidekiq_identity: instance.source.sidekiq_identity.as_deref(),
             indexes: &instance.indexes,
-        };
-        let Some(settled) = scripts::recover(link, &reaper.keys, &settlement, &piece.orphans)? else {
+        }
+    }
+
+    fn settled(&mut self, reaper: &Reaper, answer: Value, mut tell: impl FnMut(Event)) -> Result<Progress> {
+        let orphans = self.piece.as_ref().map_or(0, |piece| piece.orphans.len());
+        let Some(settled) = scripts::recovered(answer, orphans)? else {
             self.report.idle = true;
             return Ok(self.done());
         };
         failpoint::reach("after_recover");
         self.report.unnoted |= !settled.noted;
         self.report.unsettled_locks += settled.unsettled_locks;
-        self.report.rest = piece.rest;
         if let Some(warning) = dead_set::trimmed(settled.trimmed) {
             tell(Event::Warning(warning));
         }
         let Some(piece) = self.piece.take() else {
             return Ok(Progress::More);
         };
+        self.report.rest = piece.rest;
         for ((orphan, payload), outcome) in piece.orphans.into_iter().zip(piece.payloads).zip(settled.outcomes) {
             match outcome {
                 Outcome::Ended(end) | Outcome::EndedBefore(end) => {

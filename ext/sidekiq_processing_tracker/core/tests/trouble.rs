@@ -89,19 +89,22 @@ fn loses_every_other_reply(server: &RedisServer, script: &'static Script) -> (Pr
     let mut connection = server.connect();
     script.prepare_invoke().load(&mut connection).unwrap();
     let lost = Arc::new(AtomicU64::new(0));
-    let (mut calls, counted) = (0, lost.clone());
+    let counted = lost.clone();
+    // The connection that has ended so, and the one after it, whose first call was answered.
+    let (mut ended, mut spared) = (None, Some(0));
     let proxy = Proxy::start(server.socket_path(), move |request: &Request| {
-        // Of `reap`, only the call that fences: `KEYS` holds a hash.
-        if !lua::is_call(request, script) || !request.contains(":inflight:") {
+        // Of `reap`, only the call that fences: `KEYS` holds a hash. What is sent behind a call whose reply is lost has no reply either.
+        let counts = lua::is_call(request, script) && request.contains(":inflight:");
+        if !counts || ended == Some(request.connection) {
             return Action::pass();
         }
-        calls += 1;
-        if calls % 2 == 1 {
-            counted.fetch_add(1, SeqCst);
-            Action::drop_reply()
-        } else {
-            Action::pass()
+        if spared.is_none() {
+            spared = Some(request.connection);
+            return Action::pass();
         }
+        (ended, spared) = (Some(request.connection), None);
+        counted.fetch_add(1, SeqCst);
+        Action::drop_reply()
     });
     (proxy, lost)
 }
@@ -406,6 +409,57 @@ fn a_lost_reply_to_recover_loses_no_event_and_doubles_none() {
 fn slow(mut settings: Settings) -> Settings {
     (settings.interval, settings.ttl) = (Duration::from_secs(2), Duration::from_secs(10));
     settings
+}
+
+/// While Redis works on one dead instance the next step of another is on its way; also where it forgets its scripts meanwhile, and
+/// where an answer is lost while another call waits behind it.
+#[test]
+fn two_dead_instances_are_recovered_at_a_time() {
+    for loses in [false, true] {
+        let server = RedisServer::start();
+        for name in ["d0", "d1", "d2", "d3"] {
+            dead(&server, name, name, &jobs_of(name, 3));
+        }
+        let (calls, socket) = (Arc::new(Mutex::new(Vec::new())), server.socket_path());
+        let seen = calls.clone();
+        let proxy = Proxy::start(socket.clone(), move |request: &Request| {
+            let name = ["reap", "recover"]
+                .into_iter()
+                .zip([&lua::REAP, &lua::RECOVER])
+                .find_map(|(name, script)| lua::is_call(request, script).then_some(name));
+            let of = ["d0", "d1", "d2", "d3"]
+                .into_iter()
+                .find(|of| request.contains(&format!("inflight:{of}:")));
+            let (Some(name), Some(of)) = (name, of) else {
+                return Action::pass();
+            };
+            let mut seen = seen.lock().unwrap();
+            seen.push(format!("{name} {of}"));
+            match seen.len() {
+                2 => {
+                    let mut connection = redis::Client::open(format!("unix://{}", socket.display()))
+                        .unwrap()
+                        .get_connection()
+                        .unwrap();
+                    let () = redis::cmd("SCRIPT").arg("FLUSH").query(&mut connection).unwrap();
+                    Action::pass()
+                }
+                5 if loses => Action::drop_reply(),
+                _ => Action::pass(),
+            }
+        });
+        let recovered = recover_all(&settings(&proxy.socket_path(), "console")).unwrap();
+        assert_eq!(recovered.requeued, 12, "{:?}", calls.lock().unwrap());
+        for name in ["d0", "d1", "d2", "d3"] {
+            assert_eq!(queue(&server, name), jobs_of(name, 3));
+        }
+        let calls = calls.lock().unwrap();
+        assert_eq!(calls[..2], ["reap d0", "reap d1"], "{calls:?}");
+        let at = |call: &str| calls.iter().position(|seen| seen == call).unwrap();
+        assert!(at("recover d1") < at("reap d3"), "{calls:?}");
+        assert_eq!((stat(&server, "requeued"), journal(&server).len()), (12, 12));
+        assert_at_rest(&server);
+    }
 }
 
 #[test]

@@ -22,16 +22,25 @@ local function payload_of(inflight, token)
 end
 
 -- What tokens hold, false for one that holds nothing: of so many of them, from the first on, as do not exceed 1 MB, but not
--- less than one, so that the reply fits the read timeout. Read a few at a time: what exceeds it was read in vain.
-local function payloads_of(inflight, tokens)
+-- less than one, so that the reply fits the read timeout. Read a few at a time: what exceeds it was read in vain. With `there`
+-- the hash is known to have them all: then those whose payloads are in lists are not looked up in it.
+local function payloads_of(inflight, tokens, there)
   local payloads, bytes, first, most = {}, 0, 1, 1
   while first <= #tokens do
     local last = math.min(first + most - 1, #tokens)
-    local held = redis.call('HMGET', inflight, unpack(tokens, first, last))
+    local lists, asked = {}, {}
     for i = first, last do
-      local payload = held[i - first + 1]
-      local list = payload and list_of(inflight, tokens[i])
-      if list then payload = payload_in(list) end
+      lists[i] = list_of(inflight, tokens[i]) or false
+      if not (there and lists[i]) then asked[#asked + 1] = tokens[i] end
+    end
+    local held, at = #asked > 0 and redis.call('HMGET', inflight, unpack(asked)), 0
+    for i = first, last do
+      local list, payload = lists[i], ''
+      if not (there and list) then
+        at = at + 1
+        payload = held[at]
+      end
+      if list and payload then payload = payload_in(list) end
       if payload == nil then payload = redis.call('LINDEX', list, 0) end -- raises what Redis says
       bytes = bytes + (payload and #payload or 0)
       if i > 1 and bytes > 1048576 then return payloads end

@@ -61,6 +61,6 @@ if proven and ARGV[7] == '1' then redis.call('HSET', info, 'process_ended', 1) e
 local released_at = tonumber(redis.call('HGET', info, 'released_at') or '')
 if not (readable(released_at, 0) and released_at <= now) then released_at = '' end
 -- Where they cannot be read, peek says why.
-local ok, payloads = pcall(payloads_of, inflight, #fields <= 200 and fields or {})
+local ok, payloads = pcall(payloads_of, inflight, #fields <= 200 and fields or {}, true)
 if not ok or #payloads < #fields then payloads = {} end
 return {'reaped', now, fenced_at, released_at, redis.call('HGETALL', info), fields, payloads, scheduled, server}

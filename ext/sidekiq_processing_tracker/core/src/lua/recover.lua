@@ -54,8 +54,8 @@ local function orphaned_before(counter)
 end
 
 -- What ends elsewhere than in its queue gives up what it holds; what goes back holds on to it. Answers what was done.
+local no_lock = {kind = ''}
 local function settle_lock(lock, ended)
-  if lock.kind == '' then return '' end
   local ok, did = pcall(function()
     if ended ~= 'requeued' then
       return give_up(lock.queueing, lock.jid) + give_up(lock.runtime, lock.jid) > 0 and 'given up' or ''
@@ -70,7 +70,7 @@ end
 local function move(job)
   local token, decision, lock = job.token, job.decision, job.lock
   if decision == 'dead' then
-    local added = redis.pcall('ZADD', dead, seconds, job.entry)
+    local added = redis.pcall('ZADD', dead, seconds, ARGV[12 + 14 * job.number])
     if type(added) == 'table' then return nil end
     drop(inflight, {token})
     return 'dead'
@@ -88,25 +88,27 @@ local function move(job)
   return give_back(inflight, token, job.key, queues, job.queue, decision == 'requeue_last') and 'requeued' or nil
 end
 
-local outcomes, moved, letters, totals, before = {}, {}, {}, {}, nil
+-- Made for hundreds of orphans a call: what each costs counts.
+local answer, letters, totals, before = {'done', '', server, 0, 0}, {}, {}, nil
+local moved, moved_count = {}, 0
 local unsettled, suspects_left, is_counted = 0, false, false
 local function count_up(job)
   if not is_counted then redis.call('SET', counted, 1, 'PX', window) end
   is_counted = true
-  counts[job.counter] = string.format('%.0f', job.count + 1)
+  counts[job.counter] = job.times
   redis.call('SET', job.counter, counts[job.counter], 'PX', window)
 end
 
 local function note(job, outcome, ended)
   letters[job.number] = ended and ends[ended] or '-'
-  outcomes[2 * job.number - 1], outcomes[2 * job.number] = outcome, job.count
+  answer[4 + 2 * job.number], answer[5 + 2 * job.number] = outcome, job.count
 end
 
 -- What follows from the end of an orphan, nil for one that is stuck.
 local function finish(job, ended)
   note(job, ended or 'stuck', ended)
   if not ended then return end
-  local did = settle_lock(job.lock, ended)
+  local did = job.lock == no_lock and '' or settle_lock(job.lock, ended)
   if did == 'unsettled' then unsettled = unsettled + 1 end
   if ended ~= 'requeued' then
     redis.call('DEL', job.counter)
@@ -116,12 +118,20 @@ local function finish(job, ended)
   end
   if ended == 'requeued' and job.decision == 'requeue_last' then suspects_left = true end
   totals[ended] = (totals[ended] or 0) + 1
-  local at = #moved
+  local at = moved_count
+  moved_count = at + 14
   moved[at + 1], moved[at + 2], moved[at + 3], moved[at + 4] = 'jid', job.jid, 'class', job.class
   moved[at + 5], moved[at + 6], moved[at + 7], moved[at + 8] = 'queue', job.queue, 'outcome', ended
   moved[at + 9], moved[at + 10] = 'reason', ended == 'superseded' and '' or job.reason
-  moved[at + 11], moved[at + 12] = 'recoveries', job.expected and string.format('%.0f', job.count + 1) or '0'
+  moved[at + 11], moved[at + 12] = 'recoveries', job.times
   moved[at + 13], moved[at + 14] = 'lock', did
+end
+
+-- A small hash is searched from its oldest field on, and of tokens the newest comes first.
+local function turned(tokens)
+  local result, count = {}, #tokens
+  for i = 1, count do result[i] = tokens[count + 1 - i] end
+  return result
 end
 
 -- Most orphans just go back. Those of one queue that follow each other do so together, and are no longer in flight before
@@ -130,12 +140,12 @@ local batch, counters = {}, {}
 local function flush()
   local first = batch[1]
   if not first then return end
-  local tokens, payloads, lists, pushed = {}, {}, {}, not first.list
+  local tokens, payloads, lists, results, pushed = {}, {}, {}, {}, not first.list
   for i, job in ipairs(batch) do
     if first.list then
       -- From list to list. What that cannot do goes the long way below.
-      job.moved = redis.pcall('LMOVE', job.list, first.key, 'LEFT', 'RIGHT')
-      if type(job.moved) == 'string' then tokens[#tokens + 1], lists[#lists + 1] = job.token, job.list end
+      results[i] = redis.pcall('LMOVE', job.list, first.key, 'LEFT', 'RIGHT')
+      if type(results[i]) == 'string' then tokens[#tokens + 1], lists[#lists + 1] = job.token, job.list end
     else
       tokens[i], payloads[i] = job.token, job.payload
     end
@@ -145,13 +155,13 @@ local function flush()
   elseif #tokens > 0 then
     redis.pcall('SADD', queues, first.queue)
   end
-  if #tokens > 0 and (pushed or first.list) then redis.call('HDEL', inflight, unpack(tokens)) end
+  if #tokens > 0 and (pushed or first.list) then redis.call('HDEL', inflight, unpack(turned(tokens))) end
   -- Mostly they have gone with their jobs.
   if #lists > 0 then redis.call('DEL', unpack(lists)) end
-  for _, job in ipairs(batch) do
+  for i, job in ipairs(batch) do
     if not job.list then
       finish(job, pushed and 'requeued' or nil)
-    elseif type(job.moved) == 'string' then
+    elseif type(results[i]) == 'string' then
       finish(job, 'requeued')
     elseif redis.call('TYPE', job.list).ok ~= 'list' then
       -- Somebody has removed its list, and the job with it.
@@ -164,29 +174,40 @@ local function flush()
   batch, counters = {}, {}
 end
 
-local jobs, plain_tokens, expected_counters = {}, {}, {}
+local jobs, asked, expected_counters = {}, {}, {}
+-- Of a payload in a list the hash tells only that it is in flight: of a small one its fields tell that of all at once.
+local fields = redis.call('HLEN', inflight) <= 256 and {}
 for i = 17, #ARGV, 14 do
+  -- (Sixteen fields in all: with one more the table would be twice as large.)
   local job = {
     number = (i - 17) / 14 + 1, token = ARGV[i], decision = ARGV[i + 1], expected = tonumber(ARGV[i + 2]),
     counter = KEYS[tonumber(ARGV[i + 3])], key = KEYS[tonumber(ARGV[i + 4])], queue = ARGV[i + 5], jid = ARGV[i + 6],
-    class = ARGV[i + 7], reason = ARGV[i + 8], entry = ARGV[i + 9], lock = {kind = ARGV[i + 10]}
+    class = ARGV[i + 7], reason = ARGV[i + 8], lock = no_lock, times = '0'
   }
   local lock = job.lock
-  if lock.kind ~= '' then
+  if ARGV[i + 10] ~= '' then
     local first = tonumber(ARGV[i + 11])
-    lock.queueing, lock.runtime, lock.jid = lock_at(first), lock_at(first + 5), job.jid
-    lock.limit, lock.ttl = tonumber(ARGV[i + 12]), tonumber(ARGV[i + 13])
+    lock = {
+      kind = ARGV[i + 10], queueing = lock_at(first), runtime = lock_at(first + 5), jid = job.jid,
+      limit = tonumber(ARGV[i + 12]), ttl = tonumber(ARGV[i + 13])
+    }
+    job.lock = lock
   end
+  -- With this time.
+  if job.expected then job.times = job.expected == 0 and '1' or string.format('%.0f', job.expected + 1) end
   job.list = list_of(inflight, job.token)
   job.plain = job.decision == 'requeue' and (lock.kind == '' or lock.kind == 'held')
-  if job.plain then plain_tokens[#plain_tokens + 1] = job.token end
+  if job.plain and not (fields and job.list) then asked[#asked + 1] = job.token end
   if job.expected then expected_counters[#expected_counters + 1] = job.counter end
   jobs[job.number] = job
 end
 -- Of each what was there before anything was done.
 local payloads = {}
-local held = #plain_tokens > 0 and redis.call('HMGET', inflight, unpack(plain_tokens)) or {}
-for i, payload in ipairs(held) do payloads[plain_tokens[i]] = payload end
+local held = #asked > 0 and redis.call('HMGET', inflight, unpack(asked)) or {}
+for i, payload in ipairs(held) do payloads[asked[i]] = payload end
+if fields and #asked < #jobs then
+  for _, field in ipairs(redis.call('HKEYS', inflight)) do fields[field] = '' end
+end
 local known = #expected_counters > 0 and redis.call('MGET', unpack(expected_counters)) or {}
 for i, count in ipairs(known) do counts[expected_counters[i]] = count end
 
@@ -197,7 +218,10 @@ for _, job in ipairs(jobs) do
   if not plain or counters[job.counter] or (first and (first.key ~= job.key or not first.list ~= not list)) then flush() end
 
   job.count = job.expected or 0
-  if plain then job.payload, payloads[job.token] = payloads[job.token], nil end
+  if plain then
+    local known = fields and list and fields or payloads
+    job.payload, known[job.token] = known[job.token], nil
+  end
   -- Somebody has removed its list, and the job with it.
   if list and not plain and redis.call('TYPE', list).ok ~= 'list' then drop(inflight, {job.token}) end
   if job.payload or (not plain and redis.call('HEXISTS', inflight, job.token) == 1) then
@@ -222,7 +246,7 @@ local trimmed = totals.dead and trim_dead_set(dead, server, dead_timeout, dead_m
 
 -- A key of ours that somebody overwrote costs the totals or the journal, not the jobs.
 local noted = 'noted'
-if #moved > 0 then
+if moved_count > 0 then
   for ended, count in pairs(totals) do
     if type(redis.pcall('HINCRBY', stats, ended, count)) == 'table' then noted = 'unnoted' end
   end
@@ -253,6 +277,5 @@ if not own then
   end
 end
 
-local answer = {'done', noted, server, trimmed, unsettled}
-for _, part in ipairs(outcomes) do answer[#answer + 1] = part end
+answer[2], answer[4], answer[5] = noted, trimmed, unsettled
 return answer

@@ -6,7 +6,7 @@ use crate::decision::{Decision, End, Reason};
 use crate::entry::Token;
 use crate::error::{Error, Result};
 use crate::keys::{self, Keys};
-use crate::link::{Call, Link};
+use crate::link::{Asked, Call, Link};
 use crate::payload::{Facts, LockKind};
 use crate::settings::{Pace, Policy};
 use redis::Value;
@@ -76,6 +76,18 @@ pub fn reap(
     hold: Duration,
     proof: Option<&Proof>,
 ) -> Result<Reaped> {
+    reaped(reaping(keys, pace, identity, by, hold, proof).run(link)?)
+}
+
+/// The call of `reap`.
+pub(crate) fn reaping(
+    keys: &Keys,
+    pace: Pace,
+    identity: &[u8],
+    by: &str,
+    hold: Duration,
+    proof: Option<&Proof>,
+) -> Asked {
     let mut call = Call::new([
         keys.clock().into_bytes(),
         keys.instances().into_bytes(),
@@ -97,7 +109,12 @@ pub fn reap(
             ""
         })
         .arg(keys.queue(b""));
-    let mut answer = Answer::to("reap", link.run(&REAP, &call)?)?;
+    Asked { script: &REAP, call }
+}
+
+/// The answer to `reap`.
+pub(crate) fn reaped(answer: Value) -> Result<Reaped> {
+    let mut answer = Answer::to("reap", answer)?;
     match answer.text()?.as_str() {
         "gone" => Ok(Reaped::Gone),
         "runs" => Ok(Reaped::Runs),
@@ -156,11 +173,21 @@ pub fn due(link: &mut Link, keys: &Keys, pace: Pace) -> Result<Vec<Vec<u8>>> {
 /// # Errors
 /// As for `register`.
 pub fn peek(link: &mut Link, keys: &Keys, identity: &[u8], tokens: &[Token]) -> Result<(u64, Vec<Option<Vec<u8>>>)> {
+    peeked(peeking(keys, identity, tokens.iter()).run(link)?)
+}
+
+/// The call of `peek`.
+pub(crate) fn peeking<'a>(keys: &Keys, identity: &[u8], tokens: impl Iterator<Item = &'a Token>) -> Asked {
     let mut call = Call::new([keys.inflight_of(identity)]);
     for token in tokens {
         call.arg(token.as_bytes());
     }
-    let mut answer = Answer::to("peek", link.run(&PEEK, &call)?)?;
+    Asked { script: &PEEK, call }
+}
+
+/// The answer to `peek`.
+pub(crate) fn peeked(answer: Value) -> Result<(u64, Vec<Option<Vec<u8>>>)> {
+    let mut answer = Answer::to("peek", answer)?;
     Ok((answer.number()?, payloads("peek", answer)?))
 }
 
@@ -261,6 +288,11 @@ pub struct Settled {
 /// # Errors
 /// As for `register`.
 pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &[Orphan]) -> Result<Option<Settled>> {
+    recovered(recovering(keys, settlement, orphans).run(link)?, orphans.len())
+}
+
+/// The call of `recover`.
+pub(crate) fn recovering(keys: &Keys, settlement: &Settlement, orphans: &[Orphan]) -> Asked {
     let (from, policy) = (settlement.from, settlement.policy);
     let mut call = Call::new([
         keys.clock().into_bytes(),
@@ -320,17 +352,22 @@ pub fn recover(link: &mut Link, keys: &Keys, settlement: &Settlement, orphans: &
             .arg(&orphan.entry[..]);
         lock_of(&mut call, keys, &orphan.facts);
     }
-    let mut answer = Answer::to("recover", link.run(&RECOVER, &call)?)?;
+    Asked { script: &RECOVER, call }
+}
+
+/// The answer to `recover` for so many orphans.
+pub(crate) fn recovered(answer: Value, orphans: usize) -> Result<Option<Settled>> {
+    let mut answer = Answer::to("recover", answer)?;
     if answer.text()? != "done" {
         return Ok(None);
     }
     let noted = answer.text()? == "noted";
     let (at_ms, trimmed, unsettled_locks) = (answer.number()?, answer.number()?, answer.number()?);
-    let mut outcomes = Vec::with_capacity(orphans.len());
+    let mut outcomes = Vec::with_capacity(orphans);
     while !answer.is_empty() {
         outcomes.push(outcome(&answer.text()?, answer.number()?)?);
     }
-    if outcomes.len() != orphans.len() {
+    if outcomes.len() != orphans {
         return Err(Error::protocol("recover", "another number of outcomes than of orphans"));
     }
     Ok(Some(Settled {
