@@ -49,8 +49,10 @@ struct Control {
     slowest: Duration,
     /// When the instance was registered last.
     registered: Option<Instant>,
-    /// The last beat that was answered, and how long after it the next one is due.
-    gap: (Option<Instant>, Duration),
+    /// The last beat that was answered, and how long after it the next one is due in a small fleet, in steps.
+    gap: (Option<Instant>, f64),
+    /// When the neighbours were last looked after.
+    looked: Instant,
     last_progress: Option<Instant>,
     /// When the claims thread was asked to send the beat that is due.
     asked: Option<Instant>,
@@ -93,7 +95,8 @@ impl Control {
             returns: None,
             slowest: Duration::ZERO,
             registered: None,
-            gap: (None, Duration::ZERO),
+            gap: (None, 1.0),
+            looked: Instant::now(),
             last_progress: None,
             asked: None,
             needed: Instant::now(),
@@ -142,14 +145,14 @@ impl Control {
                 }
             } else {
                 if self.gap.0 != state.last_beat {
-                    self.gap = (state.last_beat, state.pace.step.mul_f64(0.8 + 0.2 * identity::jitter()));
+                    self.gap = (state.last_beat, 0.8 + 0.2 * identity::jitter());
                 }
                 if let Some((hosted, due)) = state.ridden.take() {
                     self.answered(hosted, due);
                 }
-                let mut due = state
-                    .last_beat
-                    .map_or(now, |last| last + self.gap.1.min(state.pace.step));
+                let stretch = state.pace.stretch(state.instances, state.moved_clock);
+                let gap = state.pace.step.mul_f64(self.gap.1 * stretch);
+                let mut due = state.last_beat.map_or(now, |last| last + gap);
                 if now < due {
                     self.asked = None;
                 }
@@ -160,6 +163,15 @@ impl Control {
                     }
                 }
                 wake = earlier(Some(due.max(now)), self.returns);
+                // Neighbours are looked after once a step, however seldom beats are.
+                if stretch > 1.0 && self.beat.works() {
+                    let next = self.looked + state.pace.step;
+                    if now >= next {
+                        self.looked = now;
+                        self.neighbours.look();
+                    }
+                    wake = earlier(wake, Some(self.looked + state.pace.step));
+                }
                 if self.returns.is_some_and(|at| now >= at) {
                     self.returns = None;
                     self.look = true;
@@ -326,7 +338,8 @@ impl Control {
 
     /// A beat was answered, on either link.
     fn answered(&mut self, hosted: Option<u64>, due: Option<Vec<u8>>) {
-        self.neighbours.beaten(hosted, Instant::now());
+        self.looked = Instant::now();
+        self.neighbours.beaten(hosted, self.looked);
         if let Some(due) = due {
             self.recoveries.begin(|| Recovery::new(due));
         }

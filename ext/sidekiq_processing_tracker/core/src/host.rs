@@ -267,6 +267,11 @@ impl Neighbours {
         }
         let due = |at: Instant| now.duration_since(at) >= LIST_EVERY;
         self.list |= self.listed.is_none_or(|(count, at)| due(at) || hosted != count);
+        self.look();
+    }
+
+    /// Looks whether those live that are known. It asks the system only.
+    pub fn look(&mut self) {
         if self.suspects.is_empty() {
             self.suspects = self.known.iter().filter(|entry| self.is_dead(entry)).cloned().collect();
         }

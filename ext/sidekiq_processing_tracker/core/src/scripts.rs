@@ -159,8 +159,12 @@ pub struct Beat {
     pub pace: Pace,
     /// How many instances are on its host, where that was asked.
     pub hosted: Option<u64>,
-    /// When this beat moved the clock: how many instances there are, and one whose lease has run out.
-    pub seen: Option<(u64, Option<Vec<u8>>)>,
+    /// How many instances there are.
+    pub instances: u64,
+    /// Whether this beat moved the clock.
+    pub moved: bool,
+    /// An instance whose lease has run out; looked for only when this beat moved the clock.
+    pub due: Option<Vec<u8>>,
 }
 
 /// Renews the lease. `host`: the place by which the instance is known on its host, to be told how many are there.
@@ -193,12 +197,15 @@ pub fn beat(
         return Ok(Fenced::Lost);
     }
     let (pace, hosted) = (answer.pace()?, u64::try_from(answer.integer()?).ok());
-    let seen = if answer.is_empty() {
-        None
-    } else {
-        Some((answer.number()?, Some(answer.bytes()?).filter(|due| !due.is_empty())))
-    };
-    Ok(Fenced::Alive(Beat { pace, hosted, seen }))
+    let (instances, moved) = (answer.number()?, !answer.is_empty());
+    let due = if moved { Some(answer.bytes()?) } else { None };
+    Ok(Fenced::Alive(Beat {
+        pace,
+        hosted,
+        instances,
+        moved,
+        due: due.filter(|due| !due.is_empty()),
+    }))
 }
 
 /// What is left to be done for jobs when an instance leaves.

@@ -148,7 +148,7 @@ impl Settings {
 /// The namespace's step and ttl. Each instance brings its own; the last that registered decides for all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
-    /// How far the lease clock may move at once; an instance beats every 0.8 to 1.0 steps.
+    /// How far the lease clock may move at once; an instance beats every 0.8 to 1.0 steps, in a large fleet less often.
     pub step: Duration,
     /// The lease.
     pub ttl: Duration,
@@ -159,5 +159,57 @@ impl Pace {
     #[must_use]
     pub fn pause(&self) -> Duration {
         (self.step / 5).min(Duration::from_secs(1))
+    }
+
+    /// How much longer than in a small fleet it is from beat to beat with so many `instances`: up to twice as long, as far as the lease
+    /// still has four steps then. Only where others keep the lease clock going.
+    #[must_use]
+    pub fn stretch(&self, instances: u64, moved_clock: bool) -> f64 {
+        let spare = self.ttl.as_secs_f64() / self.step.as_secs_f64() - 4.0;
+        if moved_clock || !spare.is_finite() {
+            return 1.0;
+        }
+        let instances = u32::try_from(instances).unwrap_or(u32::MAX);
+        (f64::from(instances) / f64::from(SMALL_FLEET))
+            .min(2.0)
+            .min(spare)
+            .max(1.0)
+    }
+}
+
+/// So many instances beat once in a step; more of them seldom enough that Redis has no more beats to answer, up to twice as many.
+const SMALL_FLEET: u32 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use super::Pace;
+    use std::time::Duration;
+
+    #[test]
+    fn beats_are_seldom_in_large_fleets_only_and_never_so_that_a_lease_is_at_risk() {
+        let stretch = |steps: u32, instances: u64, moved_clock: bool| {
+            let step = Duration::from_secs(5);
+            let ttl = step * steps;
+            Pace { step, ttl }.stretch(instances, moved_clock)
+        };
+        for (steps, instances, moved_clock, is) in [
+            (6, 1, false, 1.0),
+            (6, 5_000, false, 1.0),
+            (6, 7_500, false, 1.5),
+            (6, 10_000, false, 2.0),
+            (6, u64::MAX, false, 2.0),
+            (5, 10_000, false, 1.0),
+            (60, 10_000, false, 2.0),
+            // Nobody else moves the clock: it must not go slower.
+            (6, 10_000, true, 1.0),
+        ] {
+            let got = stretch(steps, instances, moved_clock);
+            assert!((got - is).abs() < 1e-9, "{steps} steps, {instances} instances: {got}");
+        }
+        let odd = Pace {
+            step: Duration::ZERO,
+            ttl: Duration::ZERO,
+        };
+        assert!((odd.stretch(10_000, false) - 1.0).abs() < 1e-9);
     }
 }

@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub alarm: bool,
     /// How many instances there are, as far as this one knows.
     pub instances: u64,
+    /// Whether the last beat moved the lease clock: nobody else had looked at it just before.
+    pub moved_clock: bool,
     /// The indexes in which the registered instance stands.
     pub indexes: Vec<Vec<u8>>,
     pub phase: Phase,
@@ -233,6 +235,7 @@ impl Shared {
                 distrusted: None,
                 alarm: false,
                 instances: 1,
+                moved_clock: true,
                 indexes: Vec::new(),
                 phase: Phase::Running,
                 left_cleanly: false,
@@ -330,11 +333,10 @@ impl Shared {
         state.beat_answered(sent);
         state.pace = beat.pace;
         state.ride = None;
-        if let Some((instances, _)) = beat.seen {
-            state.instances = instances;
-        }
+        state.instances = beat.instances;
+        state.moved_clock = beat.moved;
         self.works(&mut state, side);
-        let due = beat.seen.as_ref().and_then(|(_, due)| due.clone());
+        let due = beat.due.clone();
         if side == Side::Claims {
             state.ridden = Some((beat.hosted, due));
             self.control_wake.notify_all();

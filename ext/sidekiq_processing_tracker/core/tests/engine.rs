@@ -683,6 +683,52 @@ fn a_claims_link_that_does_not_answer_holds_up_no_beat() {
     assert_at_rest(&server);
 }
 
+/// In a large fleet others keep the lease clock going, and Redis is spared half of the beats.
+#[test]
+fn many_instances_beat_less_often() {
+    let server = RedisServer::start();
+    let beats = Arc::new(AtomicUsize::new(0));
+    let proxy = Proxy::start(server.socket_path(), {
+        let beats = beats.clone();
+        move |request: &Request| {
+            beats.fetch_add(usize::from(lua::is_call(request, &lua::BEAT)), SeqCst);
+            Action::pass()
+        }
+    });
+    // One that begins the clock; that gives each lease a new end.
+    assert!(engine(&server, "first").leave(SOON));
+    let others: Vec<(f64, String)> = (0..10_000).map(|i| (1e14, format!("other:{i}"))).collect();
+    let () = server.connect().zadd_multiple(keys().instances(), &others).unwrap();
+    let spared = Settings {
+        ttl: STEP * 6,
+        ..settings(&proxy.socket_path(), "one")
+    };
+    let pace = spared.pace();
+    let (over, mut connection) = (AtomicBool::new(false), server.connect());
+    let mut clock = || -> f64 { connection.hget(keys().clock(), "now").unwrap() };
+    thread::scope(|scope| {
+        let ticking = scope.spawn(|| {
+            let mut link = link(&server);
+            while !over.load(SeqCst) {
+                assert_eq!(scripts::due(&mut link, &keys(), pace).unwrap(), Vec::<Vec<u8>>::new());
+            }
+        });
+        let tracker = Tracker::registered(spared);
+        eventually(SOON, "it knows", || beats.load(SeqCst) > 1);
+        let (began, before) = (clock(), beats.load(SeqCst));
+        eventually(SOON, "time has passed", || {
+            clock() - began > 30.0 * STEP.as_millis() as f64
+        });
+        // At 1.6 to 2 steps from beat to beat; at 0.8 to 1 it were 30 at least.
+        let beaten = beats.load(SeqCst) - before;
+        assert!((10..25).contains(&beaten), "{beaten} beats");
+        assert_eq!(tracker.count(is_lease_lost), 0);
+        assert!(tracker.leave(SOON));
+        over.store(true, SeqCst);
+        ticking.join().unwrap();
+    });
+}
+
 #[test]
 fn scripts_may_be_flushed_at_any_time() {
     let server = RedisServer::start();

@@ -907,15 +907,15 @@ fn a_beat_renews_and_names_who_is_due_when_it_moved_the_clock() {
     let seen = |answer: Fenced<Beat>| match answer {
         Fenced::Alive(beat) => {
             assert_eq!(beat.pace, PACE);
-            beat.seen
+            (beat.instances, beat.moved, beat.due)
         }
         Fenced::Lost => panic!("lost"),
     };
     // The clock has just been looked at; less than a twentieth of a step later it stays.
     bench.set_seen(0);
-    assert_eq!(seen(bench.beat("me")), None);
+    assert_eq!(seen(bench.beat("me")), (1, false, None));
     bench.set_seen(-100);
-    assert_eq!(seen(bench.beat("me")), Some((1, None)));
+    assert_eq!(seen(bench.beat("me")), (1, true, None));
     let end = bench.lease_end("me").unwrap();
     assert_eq!(end, bench.clock("now") + 5000.0);
 
@@ -924,7 +924,7 @@ fn a_beat_renews_and_names_who_is_due_when_it_moved_the_clock() {
     bench.outlive_leases();
     let () = bench.connection.zincr(bench.keys.instances(), "late", -1).unwrap();
     bench.set_seen(-100);
-    assert_eq!(seen(bench.beat("me")), Some((3, Some(b"late".to_vec()))));
+    assert_eq!(seen(bench.beat("me")), (3, true, Some(b"late".to_vec())));
     // Its own lease had run out too, but nobody fenced it: it lives.
     assert_eq!(bench.reap("me"), Reaped::Runs);
 
