@@ -106,6 +106,11 @@ RSpec.describe "a job that starts while Redis is away" do
       SidekiqProcess.new(redis, app: recorded, queues: [fetch], concurrency: 1, env: {"PROCESSING_FETCH" => fetch}).up
     end
     2.times do |i|
+      # One that breaks again while it is made anew would be an outage.
+      eventually("connections that are in use") do
+        others = redis.call("CLIENT", "LIST", "TYPE", "normal").lines.grep_v(/ cmd=client/)
+        others.all? { |client| client[/ age=(\d+)/, 1].to_i >= 1 }
+      end
       redis.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
       %w[native sidekiq].each { |queue| Queues.push(redis, Queues.marked("RecordedJob"), queue: queue) }
       eventually("the job") { redis.call("LLEN", "recorded") == 2 * (i + 1) }

@@ -184,7 +184,7 @@ impl Control {
                     wake = earlier(wake, asked.at.filter(|at| *at > now));
                 }
                 if state.phase == Phase::Running && (!self.recoveries.is_empty() || self.look) {
-                    if self.recover.is_due(now) && is_time_for_two(now, self.slowest, due, state.pace) {
+                    if self.recover.is_due(now) && !state.beat_now && self.is_time_for_a_call(now, due, state.pace) {
                         return Task::Recover(state.identity.clone(), state.pace, due);
                     }
                     wake = earlier(wake, self.recover.at.filter(|at| *at > now));
@@ -225,7 +225,7 @@ impl Control {
 
     /// A call that takes as long as the slowest one must not make the beat late.
     fn is_time_for_a_call(&self, now: Instant, due: Instant, pace: Pace) -> bool {
-        now + self.slowest.min(timeout(pace)) <= due
+        is_time_for_calls(1, self.slowest, now, due, pace)
     }
 
     /// When the next registration may be, if not now. Where a lease is lost as soon as it is had, something takes it away
@@ -341,7 +341,7 @@ impl Control {
         self.looked = Instant::now();
         self.neighbours.beaten(hosted, self.looked);
         if let Some(due) = due {
-            self.recoveries.begin(|| Recovery::new(due));
+            self.recoveries.begin(Recovery::new(due));
         }
     }
 
@@ -393,25 +393,29 @@ impl Control {
             policy: shared.settings.policy.clone(),
         };
         let slowest = Cell::new(self.slowest);
-        let (mut last, mut over) = (Instant::now(), Vec::new());
-        let may_go_on = || {
+        let (mut last, mut over, mut answered) = (Instant::now(), Vec::new(), false);
+        let may_go_on = |others| {
             let state = shared.state();
             let goes_on = state.phase == Phase::Running && state.is(&reaper.by) && !state.beat_now;
             drop(state);
-            goes_on && is_time_for_two(Instant::now(), slowest.get(), due, pace)
+            goes_on && is_time_for_calls(others + 1, slowest.get(), Instant::now(), due, pace)
         };
         let tell = |told| match told {
-            Told::Answered(told) => {
-                shared.events.push_all(told);
+            Told::Events(told) => shared.events.push_all(told),
+            Told::Answered => {
+                answered = true;
                 slowest.set(last.elapsed().max(slowest.get().mul_f64(0.9)));
                 last = Instant::now();
             }
-            Told::Over(from, report) => over.push((from, report)),
+            Told::Over(from, report) => over.push((from, report, Instant::now())),
         };
         let round = self.recoveries.round(&mut self.link, &reaper, may_go_on, tell);
         self.slowest = last.elapsed().max(slowest.get());
-        for (from, report) in over {
-            self.report(&reaper, &from, &report);
+        for (from, report, at) in over {
+            self.report(&reaper, &from, &report, at);
+        }
+        if answered {
+            self.recover.succeeded();
         }
         match round {
             Ok(round) => {
@@ -422,7 +426,6 @@ impl Control {
                 }
             }
             Err(error) => {
-                self.link.discard();
                 // A failure to reach Redis is told by the beats, and the same call is made again. What Redis refuses, it
                 // may refuse for ever: the hold runs out, and meanwhile others get their turn.
                 if self.recover.failed(pace) && !matches!(error, Error::Connection(_) | Error::Unfit(_)) {
@@ -439,8 +442,8 @@ impl Control {
         }
     }
 
-    /// Tells what a recovery has left behind, if anything.
-    fn report(&mut self, reaper: &Reaper, from: &[u8], report: &Report) {
+    /// Tells what a recovery that was over then has left behind, if anything.
+    fn report(&mut self, reaper: &Reaper, from: &[u8], report: &Report, at: Instant) {
         let shared = &self.shared;
         if let Some(unnoted) = report.unnoted(&reaper.keys) {
             shared.warn_once("unnoted", unnoted);
@@ -453,7 +456,7 @@ impl Control {
         }
         if let Some(rest) = report.rest {
             // The lease clock moves in twentieths of a step.
-            self.returns = earlier(self.returns, Some(Instant::now() + rest + reaper.pace.step / 10));
+            self.returns = earlier(self.returns, Some(at + rest + reaper.pace.step / 10));
         }
     }
 
@@ -516,7 +519,7 @@ impl Control {
             Ok(step) => {
                 self.neighbours_asked.succeeded();
                 match step {
-                    Step::Dead(recovery) => self.recoveries.begin(|| *recovery),
+                    Step::Dead(recovery) => self.recoveries.begin(*recovery),
                     Step::NotAlone(warning) => self.shared.events.push(Event::Warning(warning)),
                     Step::Nothing => {}
                 }
@@ -572,9 +575,13 @@ impl Attempts {
     }
 }
 
-/// The same of recoveries: two calls may be on their way.
-fn is_time_for_two(now: Instant, slowest: Duration, due: Instant, pace: Pace) -> bool {
-    now + (slowest * 2).min(timeout(pace)) <= due
+/// The same of so many calls that are on their way together; more than one only where it is known how long they take.
+fn is_time_for_calls(count: usize, slowest: Duration, now: Instant, due: Instant, pace: Pace) -> bool {
+    let longest = slowest.min(timeout(pace));
+    match u32::try_from(count) {
+        Ok(count) => now + longest * count <= due && (count == 1 || !slowest.is_zero()),
+        Err(_) => false,
+    }
 }
 
 /// Less than a step, so that a lease bears more than one interruption (docs/protocol.md, "The lease clock").

@@ -183,11 +183,11 @@ impl Link {
     /// The next answer to `call`. `None` where the server does not know the script (any more): it is to be called `whole`.
     ///
     /// # Errors
-    /// As for `command`; then no other call is answered any more.
+    /// `Error::Connection`; the connection is gone then. `Error::Refused`; the connection is there, and the answers to other calls come over it.
     pub(crate) fn answered(&mut self) -> Result<Option<Value>> {
         match self.receive()?.extract_error() {
             Err(error) if error.code() == Some("NOSCRIPT") => Ok(None),
-            answer => self.settle(answer).map(Some),
+            answer => Ok(Some(answer?)),
         }
     }
 

@@ -199,20 +199,20 @@ impl Orphans<'_> {
     fn round(&mut self) -> Result<Round> {
         let (events, cancel) = (self.events, self.cancel);
         let (recovered, failed, mut over) = (&mut self.recovered, &mut self.failed, Vec::new());
-        let may_go_on = || {
+        let may_go_on = |others| {
             // What would not fit is not told at all. Nothing is lost meanwhile: if the hold runs out, another may go on.
-            while events.is_crowded() && !cancel.is_done() {
+            while others == 0 && events.is_crowded() && !cancel.is_done() {
                 cancel.wait(Some(Instant::now() + READER));
             }
-            !cancel.is_done()
+            !cancel.is_done() && !events.is_crowded()
         };
         let tell = |told| match told {
-            Told::Answered(told) => {
+            Told::Events(told) => {
                 told.iter().for_each(|event| recovered.count(event));
                 events.push_all(told);
-                // A round over many instances may meet more than one connection that breaks.
-                *failed = false;
             }
+            // A round over many instances may meet more than one connection that breaks.
+            Told::Answered => *failed = false,
             Told::Over(from, report) => over.push((from, report)),
         };
         let round = self.recoveries.round(&mut self.link, &self.reaper, may_go_on, tell);

@@ -32,8 +32,10 @@ struct Going {
 
 /// What is told of them.
 pub(crate) enum News {
-    /// A call was answered, and this came of it.
-    Answered(Vec<Event>),
+    /// This came of a call.
+    Events(Vec<Event>),
+    /// A call was answered as it should be.
+    Answered,
     /// The recovery of this instance is over.
     Over(Vec<u8>, Report),
 }
@@ -56,9 +58,10 @@ impl Recoveries {
     }
 
     /// Begins with this one, unless another is under way.
-    pub fn begin(&mut self, recovery: impl FnOnce() -> Recovery) {
+    pub fn begin(&mut self, recovery: Recovery) {
         if self.going.is_empty() {
-            self.going.push_back(Going::new(recovery(), false));
+            self.named.retain(|named| named != recovery.from());
+            self.going.push_back(Going::new(recovery, false));
         }
     }
 
@@ -73,32 +76,54 @@ impl Recoveries {
         self.going.pop_front().map(|going| going.recovery.from().to_vec())
     }
 
-    /// Goes on for as long as `may_go_on`, which is asked before each call, but not further than with those that are known to be due.
-    /// Nothing is on its way when it comes back.
+    /// Goes on for as long as `may_go_on`, which is asked before each call with how many others are on their way, but not further than
+    /// with those that are known to be due. Nothing is on its way when it comes back.
     ///
     /// # Errors
-    /// As for every script. The call that failed is made again by the next round, before any other.
+    /// As for every script; the connection is gone then. The call that failed is made again by the next round, before any other.
     pub fn round(
         &mut self,
         link: &mut Link,
         reaper: &Reaper,
-        mut may_go_on: impl FnMut() -> bool,
+        mut may_go_on: impl FnMut(usize) -> bool,
         mut tell: impl FnMut(News),
     ) -> Result<Round> {
         let round = self.work(link, reaper, &mut may_go_on, &mut tell);
         if round.is_err() {
+            self.settle_the_others(link, reaper, &mut tell);
             // There may be another server, with other names.
             self.named.clear();
             self.lose_answers();
+            link.discard();
         }
         round
+    }
+
+    /// The answer to the first call was none that helps. What else is on its way may be done, and is to be told, before the connection goes.
+    fn settle_the_others(&mut self, link: &mut Link, reaper: &Reaper, tell: &mut impl FnMut(News)) {
+        let Some(mut failed) = self.going.pop_front() else {
+            return;
+        };
+        failed.asked = None;
+        // Their success is none of the call that failed.
+        let mut told = |news| match news {
+            News::Answered => {}
+            news => tell(news),
+        };
+        let mut round = Round::Worked;
+        while link.is_connected() && self.on_their_way() > 0 {
+            if self.receive(link, reaper, &mut told, &mut round).is_err() {
+                break;
+            }
+        }
+        self.going.push_front(failed);
     }
 
     fn work(
         &mut self,
         link: &mut Link,
         reaper: &Reaper,
-        may_go_on: &mut impl FnMut() -> bool,
+        may_go_on: &mut impl FnMut(usize) -> bool,
         tell: &mut impl FnMut(News),
     ) -> Result<Round> {
         if self.going.is_empty() && self.named.is_empty() {
@@ -110,7 +135,7 @@ impl Recoveries {
         }
         let mut round = Round::Worked;
         loop {
-            while round == Round::Worked && may_go_on() {
+            while round == Round::Worked && may_go_on(self.on_their_way()) {
                 if self.going.len() < TOGETHER {
                     let named = self.named.pop_front().map(Recovery::new);
                     self.going.extend(named.map(|recovery| Going::new(recovery, true)));
@@ -200,8 +225,9 @@ impl Recoveries {
         tell: &mut impl FnMut(News),
         round: &mut Round,
     ) -> Result<()> {
-        tell(News::Answered(told));
+        tell(News::Events(told));
         let progress = progress?;
+        tell(News::Answered);
         let Some(mut going) = self.going.pop_front() else {
             return Ok(());
         };

@@ -294,6 +294,7 @@ impl Shared {
         state.identity = identity;
         state.registered = true;
         state.pace = pace;
+        state.moved_clock = true;
         state.beat_answered(sent);
         let lost = state.lost.take();
         let first = !std::mem::replace(&mut state.was_registered, true);

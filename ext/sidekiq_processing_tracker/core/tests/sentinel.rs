@@ -143,7 +143,7 @@ fn failover(end: impl Fn(&mut RedisServer), begin: impl Fn(&mut RedisServer)) {
 
     // The old master comes back, as a master for a moment, then as a replica: nobody of ours goes to it.
     begin(&mut watched.servers[0]);
-    eventually(SOON * 2, "the old master is a replica", || {
+    eventually(SOON * 4, "the old master is a replica", || {
         let info: String = redis::cmd("INFO")
             .arg("replication")
             .query(&mut watched.servers[0].connect())

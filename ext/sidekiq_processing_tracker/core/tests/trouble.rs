@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use processing_tracker_core::error::Error;
 use processing_tracker_core::events::Event;
 use processing_tracker_core::identity;
 use processing_tracker_core::parker::{Parker, Woken};
@@ -20,7 +21,7 @@ use processing_tracker_core::settings::Settings;
 use redis::{Commands, Script};
 use support::lua;
 use support::proxy::{relay, Action, End, OnConnect, Plan, Proxy, Request};
-use support::redis_server::RedisServer;
+use support::redis_server::{RedisServer, USER};
 use support::tracker::{
     self, assert_at_rest, forgetful, in_flight, instances, is_lease_lost, is_outage, is_outage_over, is_recovered, job,
     jobs, journal, keys, link, queue, recover_all, settings, stat, Tracker, SOON, STEP, TTL,
@@ -229,11 +230,19 @@ fn a_recovery_that_redis_refuses_stops_no_other_and_is_warned_of_once() {
     let orphans = jobs_of("other", 3);
     let other = dead(&server, "other", "others", &orphans);
     let hash = keys().inflight(&refused);
+    let settled = Arc::new(AtomicU64::new(0));
+    // Else its first call would be two.
+    lua::RECOVER.prepare_invoke().load(&mut server.connect()).unwrap();
     let proxy = Proxy::start(server.socket_path(), {
         let (hash, socket) = (hash.clone(), server.url());
         let mut done = false;
+        let (settled, other) = (settled.clone(), keys().inflight(&other));
         // Between `reap` and `peek` somebody overwrites it.
         move |request: &Request| {
+            settled.fetch_add(
+                u64::from(lua::is_call(request, &lua::RECOVER) && request.contains(&other)),
+                SeqCst,
+            );
             if !done && lua::is_call(request, &lua::PEEK) && request.contains(&hash) {
                 done = true;
                 let client = redis::Client::open(socket.as_str()).unwrap();
@@ -246,6 +255,9 @@ fn a_recovery_that_redis_refuses_stops_no_other_and_is_warned_of_once() {
     let () = server.connect().zadd(keys().instances(), &refused, -1).unwrap();
     let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
     eventually(SOON, "the other's are back", || queue(&server, "others") == orphans);
+    // What was on its way together with the call that is refused is heard of, and needs no other call.
+    eventually(SOON, "it is told", || tracker.count(is_recovered) == orphans.len());
+    assert_eq!(settled.load(SeqCst), 1);
     let warning = tracker.wait_for("a person is told", is_warning_of(&refused));
     assert!(
         matches!(&warning, Event::Warning(text) if text.contains("WRONGTYPE")),
@@ -409,6 +421,29 @@ fn a_lost_reply_to_recover_loses_no_event_and_doubles_none() {
 fn slow(mut settings: Settings) -> Settings {
     (settings.interval, settings.ttl) = (Duration::from_secs(2), Duration::from_secs(10));
     settings
+}
+
+#[test]
+fn reenqueue_orphans_fails_where_redis_refuses_for_ever() {
+    let server = RedisServer::start();
+    let refused = dead(&server, "a", "work", &jobs(2));
+    let due = keys().due(&refused);
+    let () = server.connect().hset(&due, "1-1 1700000000 retry", job("due")).unwrap();
+    dead(&server, "b", "others", &jobs_of("b", 3));
+    let acl = |rule: &str| {
+        redis::cmd("ACL")
+            .arg(&["SETUSER", USER, rule])
+            .exec(&mut server.connect())
+            .unwrap();
+    };
+    // What puts due jobs back cannot go without.
+    acl("-hlen");
+    let settings = settings(&server.socket_path(), "console");
+    let error = recover_all(&settings).unwrap_err();
+    assert!(matches!(error, Error::Refused(_)), "{error}");
+    acl("+hlen");
+    assert_eq!(recover_all(&settings).unwrap().requeued, 5);
+    assert_at_rest(&server);
 }
 
 /// While Redis works on one dead instance the next step of another is on its way; also where it forgets its scripts meanwhile, and
