@@ -117,7 +117,10 @@ RSpec.describe "a job that its living process has dropped" do
       # Which it could not note in a Redis that is full.
       eventually("its run") { runs.size == 1 }
       full = push("FullJob")
-      eventually("the dead set") { redis.config_set(maxmemory: 0) && dead.size == 2 }
+      # Not before: its retry could be written.
+      eventually("its end") { internal_exceptions == 1 }
+      redis.config_set(maxmemory: 0)
+      eventually("the dead set") { dead.size == 2 }
       expect(dead.map { |job| job.values_at("jid", "error_class") })
         .to match_array([killed, full].map { |payload| [Queues.jid(payload), "Sidekiq::ProcessingTracker::Orphaned"] })
       expect(Queues.journal(redis).map { |job| job.values_at("outcome", "reason") }).to eq([%w[dead unmarked]] * 2)
