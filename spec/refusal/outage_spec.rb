@@ -184,6 +184,8 @@ RSpec.describe "a Redis that begins to refuse", :own_user do
       first = tracked_job
       before = sidekiq.identity
       name = key["inflight:#{before}"]
+      # In a hand it would go back to its queue, and be run again.
+      eventually("its token") { redis.call("HLEN", name) > 1 }
       redis.call("DEL", name)
       redis.call("SET", name, "something else")
       sidekiq.wait_for_log(/WARN.*lost the lease of #{before}, goes on as \S+\. .*#{first}/)
