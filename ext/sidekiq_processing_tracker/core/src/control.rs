@@ -575,7 +575,8 @@ impl Attempts {
     }
 }
 
-/// The same of so many calls that are on their way together; more than one only where it is known how long they take.
+/// Whether so many calls, on their way together and each as long as the slowest one, leave the beat in time. More than one only where it
+/// is known how long one takes.
 fn is_time_for_calls(count: usize, slowest: Duration, now: Instant, due: Instant, pace: Pace) -> bool {
     let longest = slowest.min(timeout(pace));
     match u32::try_from(count) {
