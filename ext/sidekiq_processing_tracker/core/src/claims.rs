@@ -11,16 +11,16 @@ use crate::link::Link;
 use crate::parker::lock;
 use crate::recovery::{Progress, Reaper, Recovery};
 use crate::scripts::{self, Fenced, LastCall, Turn, Turned};
-use crate::settings::Pace;
+use crate::settings::{Fetch, Pace};
 use crate::shared::{Phase, Ride, Sent, Shared, Side, State};
 use crate::slots::Client;
-use crate::turns::Turns;
+use crate::turns::{Ended, Turns};
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long an ack may wait for company.
-const LINGER: Duration = Duration::from_millis(1);
+pub(crate) const LINGER: Duration = Duration::from_millis(1);
 /// How long claims that Redis is to end are counted on, by a clean exit too. What they bring later goes back by itself.
 const WITHDRAWN_WITHIN: Duration = Duration::from_millis(500);
 /// How often what Redis has is compared with what this process holds.
@@ -37,7 +37,10 @@ const HEARING: u64 = 4;
 pub(crate) fn run(shared: Arc<Shared>) {
     let timeout = shared.settings.pace().step.max(Duration::from_secs(1));
     *lock(&shared.helm) = Some(Claims {
-        link: Link::new(shared.settings.redis.clone(), timeout),
+        link: match shared.settings.fetch {
+            Fetch::Native => Link::new(shared.settings.redis.clone(), timeout),
+            Fetch::Sidekiq => Link::bare(shared.settings.redis.clone(), timeout),
+        },
         shared: shared.clone(),
         turns: Turns::default(),
         attempts: Attempts::default(),
@@ -48,6 +51,7 @@ pub(crate) fn run(shared: Arc<Shared>) {
         settle: Attempts::default(),
         watch: Watch::default(),
         withdrawal: None,
+        turned: None,
         leaving_since: None,
         refused: Vec::new(),
     });
@@ -114,6 +118,16 @@ pub(crate) fn answer_alarm(shared: &Shared) {
     }
 }
 
+/// Sends what there is to send, for a thread that waits for the answer, without ever waiting itself: where the answer is there at once,
+/// no other thread need wake up, neither for the turn nor for its answer. What remains is the claims thread's, which is to be nudged.
+pub(crate) fn hurry(shared: &Shared) {
+    if let Ok(mut helm) = shared.helm.try_lock() {
+        if let Some(claims) = helm.as_mut() {
+            claims.hurry();
+        }
+    }
+}
+
 pub(crate) struct Claims {
     shared: Arc<Shared>,
     link: Link,
@@ -131,6 +145,8 @@ pub(crate) struct Claims {
     watch: Watch,
     /// When claims were first found to be unwanted, and when to ask Redis again to end them.
     withdrawal: Option<(Instant, Instant)>,
+    /// When the last turn was answered.
+    turned: Option<Instant>,
     /// When there was first nothing left to do but to leave.
     leaving_since: Option<Instant>,
     /// Queues that nothing could be taken from, and since when. They are not looked at, since they are never empty.
@@ -211,6 +227,11 @@ impl Claims {
     /// What is to be done now, or how long to wait.
     fn next_task(&mut self, state: &mut State) -> std::result::Result<Task, Duration> {
         let now = Instant::now();
+        if self.turns.has_begun() && !(state.registered && state.registry.is_outstanding()) {
+            // Nobody waits for these answers any more, and nothing else may come before them.
+            self.turns = Turns::default();
+            self.link.discard();
+        }
         if matches!(state.phase, Phase::Left | Phase::Stopped) {
             Ok(Task::Stop)
         } else if !state.registered {
@@ -226,6 +247,9 @@ impl Claims {
     /// The same, where this instance is registered and the link works, as far as is known.
     fn due(&mut self, state: &mut State, now: Instant) -> std::result::Result<Task, Duration> {
         let identity = state.identity.clone();
+        if self.turns.has_begun() {
+            return Ok(Task::Turn(identity, state.registry.turn()));
+        }
         if let Some(ride) = state.ride.take() {
             return Ok(Task::Ride(identity, state.pace, ride));
         }
@@ -302,7 +326,49 @@ impl Claims {
                 None => {}
             }
         }
+        // In middleware mode: then acks need not wake this thread.
+        if state.registry.crews().is_empty() && self.turned.is_some_and(|at| now.duration_since(at) < 2 * LINGER) {
+            wait = wait.min(LINGER);
+        }
         Err(wait)
+    }
+
+    /// See the function of this name.
+    fn hurry(&mut self) {
+        let Some((identity, turn)) = self.turn_at_once(&mut self.shared.clone().state()) else {
+            return;
+        };
+        let keys = &self.shared.keys;
+        let begun = if self.turns.has_begun() {
+            Ok(())
+        } else {
+            self.turns.begin_at_once(&mut self.link, keys, &identity, &turn)
+        };
+        match begun.and_then(|()| self.turns.end_at_once(&mut self.link, keys, &identity, &turn)) {
+            Ok(Ended::Done(turned)) => {
+                self.turned(&identity, turned);
+                self.attempts.succeeded();
+                self.shared.link_works(Side::Claims);
+            }
+            Ok(Ended::NotYet | Ended::NotSo) => {}
+            // The claims thread sends it anew, and tells of what fails then.
+            Err(_) => self.link.discard(),
+        }
+    }
+
+    /// The turn to be sent now, where there is nothing else to be done before it.
+    fn turn_at_once(&mut self, state: &mut State) -> Option<(String, Arc<Turn>)> {
+        let is_ordinary = state.phase == Phase::Running
+            && state.registered
+            && state.ride.is_none()
+            && self.last_call.is_none()
+            && !state.is_claims_down()
+            && !self.shared.settings.polls
+            && self.link.generation() == self.swept.0
+            && state.registry.crews().is_empty()
+            && state.registry.is_outstanding() == self.turns.has_begun()
+            && !state.registry.is_idle();
+        is_ordinary.then(|| (state.identity.clone(), state.registry.turn()))
     }
 
     /// Whether a clean exit waits for claims: what they bring may go back yet, and what they have brought gets its token.
@@ -526,12 +592,19 @@ impl Claims {
             );
         }
         failpoint::reach("after_turn");
+        self.turned(identity, turned);
+        Ok(())
+    }
+
+    /// A turn is answered.
+    fn turned(&mut self, identity: &str, turned: Turned) {
+        self.turned = Some(Instant::now());
         match turned {
             Turned::Done(done) => {
                 let (mut remarks, instances) = {
                     let mut state = self.shared.state();
                     if !state.is(identity) {
-                        return Ok(());
+                        return;
                     }
                     (state.registry.answered(done, Instant::now()), state.instances)
                 };
@@ -551,7 +624,6 @@ impl Claims {
             }
             Turned::Lost | Turned::Stale => self.shared.lose(identity),
         }
-        Ok(())
     }
 
     fn sweep(&mut self, identity: &str) -> crate::Result<()> {

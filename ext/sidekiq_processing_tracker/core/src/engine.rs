@@ -71,7 +71,8 @@ impl Engine {
     pub fn track(&self, queue: Vec<u8>, payload: Arc<[u8]>, marked: Option<String>) -> Handle {
         let mut state = self.shared.state();
         let handle = state.registry.track(queue, payload, marked);
-        self.shared.nudge(&mut state);
+        // Mostly its thread asks for the record at once, and sends it.
+        self.shared.nudge_within(&mut state, claims::LINGER);
         handle
     }
 
@@ -200,7 +201,13 @@ impl Engine {
     #[must_use]
     pub fn recorded(&self, handle: Handle) -> Recorded {
         let mut state = self.shared.state();
-        let standing = state.registry.standing(handle);
+        let mut standing = state.registry.standing(handle);
+        if standing == Standing::Awaited {
+            drop(state);
+            claims::hurry(&self.shared);
+            state = self.shared.state();
+            standing = state.registry.standing(handle);
+        }
         if standing == Standing::Lost {
             return Recorded::Lost;
         }
@@ -218,6 +225,7 @@ impl Engine {
             self.shared.control_wake.notify_all();
         } else {
             state.registry.wake_when_recorded(handle, parker.clone());
+            self.shared.nudge(&mut state);
         }
         Recorded::Wait(parker)
     }
@@ -238,7 +246,7 @@ impl Engine {
         let lingers = state.registry.oldest_ack().is_some();
         state.registry.ack(handle, Instant::now());
         if !lingers {
-            self.shared.nudge(&mut state);
+            self.shared.nudge_within(&mut state, claims::LINGER);
         }
     }
 

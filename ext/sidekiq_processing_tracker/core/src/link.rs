@@ -226,6 +226,42 @@ impl Link {
         Ok(reply?)
     }
 
+    /// Whether sockets of this link's connections can be waited for, as far as they are not encrypted.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.bare && self.target.tls.is_none()
+    }
+
+    /// Sends commands on the connection that there is, without ever waiting. Answers whether they are sent: not on every connection
+    /// that can be done.
+    ///
+    /// # Errors
+    /// `Error::Connection`; the connection is gone then.
+    pub(crate) fn begin_at_once(&mut self, commands: &redis::Pipeline) -> Result<bool> {
+        let Some(opened) = &mut self.connection else {
+            return Ok(false);
+        };
+        let sent = opened.line.send_at_once(&commands.get_packed_pipeline());
+        if sent.is_err() {
+            self.connection = None;
+        }
+        Ok(sent?)
+    }
+
+    /// The next reply to what has begun, if it has come; never waits.
+    ///
+    /// # Errors
+    /// `Error::Connection`; the connection is gone then.
+    pub(crate) fn try_receive(&mut self) -> Result<Option<Value>> {
+        let reply = match &mut self.connection {
+            Some(opened) => opened.line.try_receive(),
+            None => return Err(Error::Connection("the connection is gone".into())),
+        };
+        if reply.is_err() {
+            self.connection = None;
+        }
+        Ok(reply?)
+    }
+
     /// The connection, for another to receive with. Nothing may be done here until it is back.
     pub(crate) fn lend(&mut self) -> Option<Wire> {
         let opened = self.connection.take()?;

@@ -444,6 +444,13 @@ impl Shared {
         }
     }
 
+    /// The same, where the claims thread would not look by itself for so long.
+    pub fn nudge_within(&self, state: &mut State, longest: Duration) {
+        if state.claims_until.is_none_or(|until| until > Instant::now() + longest) {
+            self.nudge(state);
+        }
+    }
+
     /// The wake thread is to look up.
     pub fn ring_wake_bell(&self) {
         if let Some(bell) = &*lock(&self.wake_bell) {

@@ -3,7 +3,8 @@
 use crate::error::{Error, Result};
 use crate::keys::Keys;
 use crate::link::Link;
-use crate::scripts::{self, Ask, Footing, Queues, Transacted, Turn, Turned};
+use crate::scripts::{self, Ask, Footing, Queues, Transacted, Transaction, Turn, Turned};
+use redis::Value;
 use std::time::{Duration, Instant};
 
 /// For so many turns at most it is not tried again, after it was tried in vain.
@@ -12,8 +13,35 @@ const LONGEST_REST: u32 = 64;
 /// For so long it is not tried again, after it was refused.
 const UNABLE_FOR: Duration = Duration::from_secs(60);
 
+/// Turns with more bytes of payloads than that may not fit into what the system takes at once.
+const AT_ONCE: usize = 4 << 10;
+
+/// The same of acks.
+const MANY: usize = 64;
+
+/// A turn that is sent, and whose answers are on their way.
+struct Begun {
+    transaction: Transaction,
+    identity: String,
+    call: u64,
+    /// On which connection.
+    generation: u64,
+    /// Those that have come.
+    answers: Vec<Value>,
+}
+
+/// What has come of a turn that was not waited for.
+pub(crate) enum Ended {
+    /// It is done.
+    Done(Turned),
+    /// Its answers are on their way.
+    NotYet,
+    /// It is to be sent by `Turns::send`.
+    NotSo,
+}
+
 /// What is known for the next turn.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Turns {
     footing: Option<Footing>,
     /// Queues that were found empty: Redis is asked whether they are, and to watch them.
@@ -26,45 +54,39 @@ pub(crate) struct Turns {
     unable_until: Option<Instant>,
     /// Why it does not.
     refusal: Option<Error>,
+    /// A turn that has not been waited for.
+    begun: Option<Begun>,
 }
 
 impl Turns {
-    /// Sends a turn. `plain`: by its script only.
+    /// Sends a turn, unless it is sent, and receives its answers. `plain`: by its script only.
     ///
     /// # Errors
     /// As for `scripts::turn`.
     pub fn send(&mut self, link: &mut Link, keys: &Keys, identity: &str, turn: &Turn, plain: bool) -> Result<Turned> {
+        if let Some(mut begun) = self.begun.take() {
+            if begun.is_of(link, identity, turn) {
+                while begun.awaits() {
+                    begun.answers.push(link.receive()?);
+                }
+                if let Some(turned) = self.end(link, keys, turn, begun)? {
+                    return Ok(turned);
+                }
+            } else {
+                // What comes over it would be answers to another turn.
+                link.discard();
+            }
+        }
         let footing = self.footing.take();
         link.leave_if_elsewhere();
         if self.rest > 0 {
             self.rest -= 1;
         } else if let Some(footing) = footing.filter(|footing| footing.bears(link, identity, turn)) {
-            match scripts::transact(link, keys, identity, turn, footing)? {
-                Transacted::Done {
-                    done,
-                    next,
-                    ends,
-                    broken,
-                } => {
-                    match next {
-                        Ok(footing) => self.footing = footing,
-                        Err(error) => self.refused(link, error),
-                    }
-                    if broken {
-                        self.in_vain();
-                        self.rest += 1;
-                        return Ok(Turned::Done(*done));
-                    }
-                    self.next_rest = 0;
-                    if !ends.is_empty() {
-                        // What other queues have is the script's to find out; and whether these stay empty will be seen then.
-                        self.rest = 1;
-                        self.empty.extend(ends);
-                    }
-                    return Ok(Turned::Done(*done));
-                }
-                Transacted::Changed | Transacted::Refused => self.in_vain(),
-                Transacted::Forbidden(error) => self.refused(link, error),
+            let transaction = Transaction::new(link, keys, identity, turn, footing)?;
+            let answers = link.converse(transaction.commands())?;
+            let transacted = transaction.read(link, keys, identity, turn, answers)?;
+            if let Some(turned) = self.transacted(link, transacted) {
+                return Ok(turned);
             }
         }
         // After one that needs its script there mostly comes another of that kind.
@@ -73,10 +95,10 @@ impl Turns {
         if !is_suited || self.rest > 0 || self.unable_until.is_some_and(|until| now < until) {
             return scripts::turn(link, keys, identity, turn);
         }
-        let ask = Ask::anew(link, keys, identity, turn.call, self.empty.clone());
-        let (turned, answers) = scripts::turn_and(link, keys, identity, turn, ask.commands())?;
+        let ask = Ask::anew(link, turn.call, self.empty.clone());
+        let (turned, answers) = scripts::turn_and(link, keys, identity, turn, ask.commands(keys, identity))?;
         if !answers.is_empty() {
-            match ask.read(answers) {
+            match ask.read(identity, answers) {
                 Ok(footing) => {
                     if footing.as_ref().is_some_and(|footing| footing.empty.is_empty()) {
                         self.empty.clear();
@@ -87,6 +109,101 @@ impl Turns {
             }
         }
         Ok(turned)
+    }
+
+    /// Sends a turn without its script, and without ever waiting, where that can be. Else it is to be sent by `send`. Where it has been, its
+    /// answers are to be had by `end_at_once` or by `send`, before anything else is done with the link.
+    ///
+    /// # Errors
+    /// `Error::Connection`; the connection is gone then.
+    pub fn begin_at_once(&mut self, link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<()> {
+        let bytes: usize = turn.records.iter().map(|(_, payload)| payload.len()).sum();
+        if self.rest > 0 || bytes > AT_ONCE || turn.acks.len() > MANY || !turn.claims.is_empty() || !link.is_bare() {
+            return Ok(());
+        }
+        link.leave_if_elsewhere();
+        let bears = |footing: &mut Footing| footing.bears(link, identity, turn);
+        let Some(footing) = self.footing.take_if(bears) else {
+            return Ok(());
+        };
+        let transaction = Transaction::new(link, keys, identity, turn, footing)?;
+        if link.begin_at_once(transaction.commands())? {
+            self.begun = Some(Begun {
+                answers: Vec::with_capacity(transaction.commands().len()),
+                transaction,
+                identity: identity.to_owned(),
+                call: turn.call,
+                generation: link.generation(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Receives the answers to a turn that has been sent by `begin_at_once`, as far as they have come. Never waits.
+    ///
+    /// # Errors
+    /// As for `scripts::turn`.
+    pub fn end_at_once(&mut self, link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<Ended> {
+        let Some(mut begun) = self.begun.take_if(|begun| begun.is_of(link, identity, turn)) else {
+            return Ok(Ended::NotSo);
+        };
+        while begun.awaits() {
+            match link.try_receive()? {
+                Some(answer) => begun.answers.push(answer),
+                None => {
+                    self.begun = Some(begun);
+                    return Ok(Ended::NotYet);
+                }
+            }
+        }
+        Ok(match self.end(link, keys, turn, begun)? {
+            Some(turned) => Ended::Done(turned),
+            None => Ended::NotSo,
+        })
+    }
+
+    /// Whether a turn is sent whose answers have not come yet.
+    pub fn has_begun(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    fn end(&mut self, link: &mut Link, keys: &Keys, turn: &Turn, begun: Begun) -> Result<Option<Turned>> {
+        let transacted = begun
+            .transaction
+            .read(link, keys, &begun.identity, turn, begun.answers)?;
+        Ok(self.transacted(link, transacted))
+    }
+
+    /// What has come of a transaction. `None`: the turn is not done, and goes by its script.
+    fn transacted(&mut self, link: &mut Link, transacted: Transacted) -> Option<Turned> {
+        match transacted {
+            Transacted::Done {
+                done,
+                next,
+                ends,
+                broken,
+            } => {
+                match next {
+                    Ok(footing) => self.footing = footing,
+                    Err(error) => self.refused(link, error),
+                }
+                if broken {
+                    self.in_vain();
+                    self.rest += 1;
+                    return Some(Turned::Done(*done));
+                }
+                self.next_rest = 0;
+                if !ends.is_empty() {
+                    // What other queues have is the script's to find out; and whether these stay empty will be seen then.
+                    self.rest = 1;
+                    self.empty.extend(ends);
+                }
+                return Some(Turned::Done(*done));
+            }
+            Transacted::Changed | Transacted::Refused => self.in_vain(),
+            Transacted::Forbidden(error) => self.refused(link, error),
+        }
+        None
     }
 
     /// Why Redis does no transactions, if that is news.
@@ -106,5 +223,18 @@ impl Turns {
         // This one is the first of them.
         self.rest = self.next_rest;
         self.next_rest = (2 * self.next_rest).clamp(1, LONGEST_REST);
+    }
+}
+
+impl Begun {
+    fn is_of(&self, link: &Link, identity: &str, turn: &Turn) -> bool {
+        link.is_connected()
+            && self.generation == link.generation()
+            && self.identity == identity
+            && self.call == turn.call
+    }
+
+    fn awaits(&self) -> bool {
+        self.answers.len() < self.transaction.commands().len()
     }
 }

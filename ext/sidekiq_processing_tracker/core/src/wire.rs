@@ -69,6 +69,22 @@ impl Wire {
         Ok(())
     }
 
+    /// Sends a command; never waits.
+    ///
+    /// # Errors
+    /// When the connection is gone, or takes not all of it now: then it is of no use any more.
+    fn send_at_once(&mut self, mut bytes: &[u8]) -> RedisResult<()> {
+        while !bytes.is_empty() {
+            match self.stream.write(bytes) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// The next reply, as far as it has come; never waits. `None`: there is more to come.
     ///
     /// # Errors
@@ -355,6 +371,28 @@ impl Line {
         match self {
             Self::Library(connection) => connection.send_packed_command(packed),
             Self::Wire(wire) => wire.send(packed),
+        }
+    }
+
+    /// The same, without ever waiting. Answers whether that can be done on this connection.
+    ///
+    /// # Errors
+    /// When the connection is gone, or takes not all of it now: then it is of no use any more.
+    pub fn send_at_once(&mut self, packed: &[u8]) -> RedisResult<bool> {
+        match self {
+            Self::Library(_) => Ok(false),
+            Self::Wire(wire) => wire.send_at_once(packed).map(|()| true),
+        }
+    }
+
+    /// The next reply, if it has come; never waits for it, on a connection on which that can be done.
+    ///
+    /// # Errors
+    /// As for `receive`.
+    pub fn try_receive(&mut self) -> RedisResult<Option<Value>> {
+        match self {
+            Self::Library(_) => Ok(None),
+            Self::Wire(wire) => wire.try_receive(),
         }
     }
 

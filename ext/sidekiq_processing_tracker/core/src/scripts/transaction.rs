@@ -2,7 +2,7 @@
 //! script"). What the script looks at first, Redis watches here: nothing is done once the in-flight hash has changed.
 
 use super::answer::{bytes, whole, Answer};
-use super::turn::{Done, Turn, SMALL};
+use super::turn::{Done, Turn};
 use crate::clock;
 use crate::entry::{number, Token};
 use crate::error::{Error, Result};
@@ -62,9 +62,7 @@ impl ServerTime {
 }
 
 /// What is asked behind a turn, so that the next one has a footing.
-pub(crate) struct Ask<'a> {
-    keys: &'a Keys,
-    identity: &'a str,
+pub(crate) struct Ask {
     /// The turn.
     call: u64,
     /// Queues that may be empty.
@@ -77,12 +75,10 @@ pub(crate) struct Ask<'a> {
     time: Option<ServerTime>,
 }
 
-impl<'a> Ask<'a> {
+impl Ask {
     /// Behind a turn by script.
-    pub fn anew(link: &Link, keys: &'a Keys, identity: &'a str, call: u64, queues: Queues) -> Self {
+    pub fn anew(link: &Link, call: u64, queues: Queues) -> Self {
         Self {
-            keys,
-            identity,
             call,
             queues,
             generation: link.generation(),
@@ -92,15 +88,15 @@ impl<'a> Ask<'a> {
     }
 
     /// What is to be sent.
-    pub fn commands(&self) -> Vec<redis::Cmd> {
-        let (keys, inflight) = (self.keys, self.keys.inflight(self.identity));
+    pub fn commands(&self, keys: &Keys, identity: &str) -> Vec<redis::Cmd> {
+        let inflight = keys.inflight(identity);
         let mut commands = Vec::new();
         if self.by_script {
             // The end of all watches before, too: the script has changed what they are for.
             commands.extend([redis::cmd("MULTI"), redis::cmd("EXEC")]);
             // What may not be read must not be moved. No job ever has this number.
             let mut read = redis::cmd("LINDEX");
-            read.arg(keys.payload(self.identity.as_bytes(), (0, 0))).arg(0);
+            read.arg(keys.payload(identity.as_bytes(), (0, 0))).arg(0);
             commands.push(read);
         }
         if self.time.is_none() {
@@ -124,7 +120,11 @@ impl<'a> Ask<'a> {
     ///
     /// # Errors
     /// What Redis refused. `Error::Protocol` for what makes no sense.
-    pub fn read(self, answers: impl IntoIterator<Item = RedisResult<Value>>) -> Result<Option<Footing>> {
+    pub fn read(
+        self,
+        identity: &str,
+        answers: impl IntoIterator<Item = RedisResult<Value>>,
+    ) -> Result<Option<Footing>> {
         let answers: Vec<Value> = answers.into_iter().collect::<RedisResult<_>>()?;
         let mut answers = answers.into_iter().skip(if self.by_script { 3 } else { 0 });
         let mut next = || {
@@ -144,7 +144,7 @@ impl<'a> Ask<'a> {
         let are_empty = self.queues.is_empty() || whole("EXISTS", next()?)? == 0;
         Ok((call == Some(self.call)).then(|| Footing {
             generation: self.generation,
-            identity: self.identity.to_owned(),
+            identity: identity.to_owned(),
             call: self.call,
             time,
             empty: if are_empty { self.queues } else { Queues::new() },
@@ -163,11 +163,9 @@ impl Footing {
     }
 }
 
-/// Whether a turn may go without its script. Records of small payloads do not: Redis is the slower for it, and the process the faster,
-/// since threads whose records are answered one by one wait for each other more often (docs/performance.md, "What is in the way").
+/// Whether a turn may go without its script.
 pub(crate) fn is_suited(turn: &Turn) -> bool {
-    let is_large = |record: &(_, Arc<[u8]>)| record.1.len() > SMALL;
-    turn.marks.is_empty() && turn.requeues.is_empty() && (turn.records.is_empty() || turn.records.iter().any(is_large))
+    turn.marks.is_empty() && turn.requeues.is_empty()
 }
 
 /// What became of a transaction.
@@ -198,130 +196,168 @@ struct Move {
     token: Token,
 }
 
-/// Does a turn that `footing` bears, and asks for the footing of the next one.
-///
-/// # Errors
-/// `Error::Connection` without a proper answer: the turn may be done or not, and is to be sent again, by script. `Error::Protocol` with
-/// one that makes no sense: so too.
-pub(crate) fn transact(
-    link: &mut Link,
-    keys: &Keys,
-    identity: &str,
-    turn: &Turn,
-    footing: Footing,
-) -> Result<Transacted> {
-    let inflight = keys.inflight(identity);
-    let now_ms = footing.time.now_ms();
-    let token = |index: usize, plus: &str, queue: &[u8]| {
-        let mut token = format!("{}-{index}{plus} {now_ms} ", turn.call).into_bytes();
-        token.extend_from_slice(queue);
-        Token::read(token).ok_or_else(|| Error::Internal("a token that is none was made".into()))
-    };
-    let (moves, mut untried) = moves(turn, &footing.empty, &token)?;
-    let recorded: Vec<Token> = (1..)
-        .zip(&turn.records)
-        .map(|(index, (queue, _))| token(index, "", queue))
-        .collect::<Result<_>>()?;
+/// A turn without its script, as it is sent, and what is known of it.
+pub(crate) struct Transaction {
+    commands: redis::Pipeline,
+    /// What is asked behind it.
+    ask: Ask,
+    recorded: Vec<Token>,
+    moves: Vec<Move>,
+    /// A thread that should have a job gets none.
+    untried: bool,
+    /// Other keys than the in-flight hash go.
+    deletes: bool,
+    /// How many commands it has.
+    queued: usize,
+}
 
-    let mut commands = redis::pipe();
-    commands.cmd("MULTI");
-    if !turn.acks.is_empty() {
-        commands.cmd("HDEL").arg(&inflight);
-        turn.acks.iter().for_each(|token| {
-            commands.arg(token.as_bytes());
-        });
-    }
-    let lists = turn.acks.iter().filter(|token| token.has_list());
-    let mut goes: Vec<Vec<u8>> = lists
-        .map(|token| keys.payload(identity.as_bytes(), token.order()))
-        .collect();
-    goes.extend(turn.counters.iter().map(|name| keys.recoveries(name).into_bytes()));
-    if !goes.is_empty() {
-        commands.cmd("DEL").arg(&goes);
-    }
-    commands.cmd("HSET").arg(&inflight).arg("call").arg(turn.call);
-    for (token, (_, payload)) in recorded.iter().zip(&turn.records) {
-        commands.arg(token.as_bytes()).arg(&payload[..]);
-    }
-    for moved in &moves {
-        commands.arg(moved.token.as_bytes()).arg("");
-    }
-    for moved in &moves {
-        commands
-            .cmd("LMOVE")
-            .arg(keys.queue(&moved.queue))
-            .arg(keys.payload(identity.as_bytes(), moved.token.order()))
-            .arg("RIGHT")
-            .arg("LEFT");
-    }
-    commands.cmd("EXISTS").arg(keys.counted());
-    commands.cmd("EXEC");
-    let queued = commands.len() - 2;
-    let ask = Ask {
-        by_script: false,
-        time: Some(footing.time).filter(|time| time.age() < ServerTime::LASTS),
-        ..Ask::anew(link, keys, identity, turn.call, footing.empty)
-    };
-    for command in ask.commands() {
-        commands.add_command(command);
-    }
+impl Transaction {
+    /// For a turn that `footing` bears; with the question for the footing of the next one.
+    ///
+    /// # Errors
+    /// `Error::Internal`, by a bug.
+    pub fn new(link: &Link, keys: &Keys, identity: &str, turn: &Turn, footing: Footing) -> Result<Self> {
+        let inflight = keys.inflight(identity);
+        let now_ms = footing.time.now_ms();
+        let token = |index: usize, plus: &str, queue: &[u8]| {
+            let mut token = format!("{}-{index}{plus} {now_ms} ", turn.call).into_bytes();
+            token.extend_from_slice(queue);
+            Token::read(token).ok_or_else(|| Error::Internal("a token that is none was made".into()))
+        };
+        let (moves, untried) = moves(turn, &footing.empty, &token)?;
+        let recorded: Vec<Token> = (1..)
+            .zip(&turn.records)
+            .map(|(index, (queue, _))| token(index, "", queue))
+            .collect::<Result<_>>()?;
 
-    let mut answers = link.converse(&commands)?.into_iter();
-    // It was done before on this connection. If it is refused now, each of the commands was done by itself, and the repetition of
-    // the turn finds that.
-    answers.next().map(Value::extract_error).transpose()?;
-    let put: Vec<Value> = answers.by_ref().take(queued).collect();
-    let refused = put.into_iter().find_map(|value| value.extract_error().err());
-    let mut done = match (answers.next().unwrap_or(Value::Nil), refused) {
-        (Value::Nil, None) => return Ok(Transacted::Changed),
-        (Value::Array(done), None) if done.len() == queued => done.into_iter(),
-        (Value::ServerError(_), Some(error)) if error.code() == Some("NOPERM") => {
-            return Ok(Transacted::Forbidden(error.into()))
+        let mut commands = redis::pipe();
+        commands.cmd("MULTI");
+        if !turn.acks.is_empty() {
+            commands.cmd("HDEL").arg(&inflight);
+            turn.acks.iter().for_each(|token| {
+                commands.arg(token.as_bytes());
+            });
         }
-        (Value::ServerError(_), _) => return Ok(Transacted::Refused),
-        _ => return Err(Error::protocol("EXEC", "another answer was expected")),
-    };
-    let next = answers.map(Value::extract_error);
-    let next = ask.read(next);
+        let lists = turn.acks.iter().filter(|token| token.has_list());
+        let mut goes: Vec<Vec<u8>> = lists
+            .map(|token| keys.payload(identity.as_bytes(), token.order()))
+            .collect();
+        goes.extend(turn.counters.iter().map(|name| keys.recoveries(name).into_bytes()));
+        if !goes.is_empty() {
+            commands.cmd("DEL").arg(&goes);
+        }
+        commands.cmd("HSET").arg(&inflight).arg("call").arg(turn.call);
+        for (token, (_, payload)) in recorded.iter().zip(&turn.records) {
+            commands.arg(token.as_bytes()).arg(&payload[..]);
+        }
+        for moved in &moves {
+            commands.arg(moved.token.as_bytes()).arg("");
+        }
+        for moved in &moves {
+            commands
+                .cmd("LMOVE")
+                .arg(keys.queue(&moved.queue))
+                .arg(keys.payload(identity.as_bytes(), moved.token.order()))
+                .arg("RIGHT")
+                .arg("LEFT");
+        }
+        commands.cmd("EXISTS").arg(keys.counted());
+        commands.cmd("EXEC");
+        let queued = commands.len() - 2;
+        let ask = Ask {
+            by_script: false,
+            time: Some(footing.time).filter(|time| time.age() < ServerTime::LASTS),
+            ..Ask::anew(link, turn.call, footing.empty)
+        };
+        for command in ask.commands(keys, identity) {
+            commands.add_command(command);
+        }
+        Ok(Self {
+            commands,
+            ask,
+            recorded,
+            moves,
+            untried,
+            deletes: !goes.is_empty(),
+            queued,
+        })
+    }
 
-    let mut answer = Done {
-        recorded,
-        ..Done::default()
-    };
-    // Each of these may be refused by itself, where a right has gone in this very moment: then it is done with the next turn.
-    if !turn.acks.is_empty() && is_refused(done.next()) {
-        answer.vain.extend(turn.acks.iter().cloned());
+    /// What is to be sent.
+    pub fn commands(&self) -> &redis::Pipeline {
+        &self.commands
     }
-    if !goes.is_empty() && is_refused(done.next()) {
-        answer.vain = turn.acks.clone();
-    }
-    let unrecorded = is_refused(done.next());
-    let (mut ends, mut broken, mut moved) = (Queues::new(), false, Vec::new());
-    for (claim, found) in moves.into_iter().zip(done.by_ref()) {
-        match found {
-            Value::BulkString(payload) => moved.push((claim, payload)),
-            found => {
-                broken |= is_refused(Some(found));
-                untried |= broken || turn.has_choice();
-                ends.insert(claim.queue);
-                answer.vain.push(claim.token);
+
+    /// Reads the answers, one for each command.
+    ///
+    /// # Errors
+    /// `Error::Protocol` with one that makes no sense: the turn may be done or not, and is to be sent again, by script. `Error::Connection`
+    /// where something had to be put right, and could not be: so too.
+    pub fn read(
+        self,
+        link: &mut Link,
+        keys: &Keys,
+        identity: &str,
+        turn: &Turn,
+        answers: Vec<Value>,
+    ) -> Result<Transacted> {
+        let (queued, mut untried) = (self.queued, self.untried);
+        let mut answers = answers.into_iter();
+        // It was done before on this connection. If it is refused now, each of the commands was done by itself, and the repetition of
+        // the turn finds that.
+        answers.next().map(Value::extract_error).transpose()?;
+        let put: Vec<Value> = answers.by_ref().take(queued).collect();
+        let refused = put.into_iter().find_map(|value| value.extract_error().err());
+        let mut done = match (answers.next().unwrap_or(Value::Nil), refused) {
+            (Value::Nil, None) => return Ok(Transacted::Changed),
+            (Value::Array(done), None) if done.len() == queued => done.into_iter(),
+            (Value::ServerError(_), Some(error)) if error.code() == Some("NOPERM") => {
+                return Ok(Transacted::Forbidden(error.into()))
+            }
+            (Value::ServerError(_), _) => return Ok(Transacted::Refused),
+            _ => return Err(Error::protocol("EXEC", "another answer was expected")),
+        };
+        let next = self.ask.read(identity, answers.map(Value::extract_error));
+
+        let mut answer = Done {
+            recorded: self.recorded,
+            ..Done::default()
+        };
+        // Each of these may be refused by itself, where a right has gone in this very moment: then it is done with the next turn.
+        if !turn.acks.is_empty() && is_refused(done.next()) {
+            answer.vain.extend(turn.acks.iter().cloned());
+        }
+        if self.deletes && is_refused(done.next()) {
+            answer.vain = turn.acks.clone();
+        }
+        let unrecorded = is_refused(done.next());
+        let (mut ends, mut broken, mut moved) = (Queues::new(), false, Vec::new());
+        for (claim, found) in self.moves.into_iter().zip(done.by_ref()) {
+            match found {
+                Value::BulkString(payload) => moved.push((claim, payload)),
+                found => {
+                    broken |= is_refused(Some(found));
+                    untried |= broken || turn.has_choice();
+                    ends.insert(claim.queue);
+                    answer.vain.push(claim.token);
+                }
             }
         }
+        if unrecorded {
+            put_back(link, keys, identity, &moved)?;
+            return Ok(Transacted::Refused);
+        }
+        let jobs = moved.into_iter().map(|(claim, payload)| (claim.token, payload));
+        answer.claimed.extend(jobs);
+        answer.untried = untried;
+        answer.counted = !matches!(done.next(), Some(Value::Int(0)));
+        Ok(Transacted::Done {
+            done: Box::new(answer),
+            next,
+            ends,
+            broken,
+        })
     }
-    if unrecorded {
-        put_back(link, keys, identity, &moved)?;
-        return Ok(Transacted::Refused);
-    }
-    let jobs = moved.into_iter().map(|(claim, payload)| (claim.token, payload));
-    answer.claimed.extend(jobs);
-    answer.untried = untried;
-    answer.counted = !matches!(done.next(), Some(Value::Int(0)));
-    Ok(Transacted::Done {
-        done: Box::new(answer),
-        next,
-        ends,
-        broken,
-    })
 }
 
 /// For each thread the first queue in its order that is not known to be empty. And whether a thread got none that should have one.
