@@ -16,7 +16,8 @@ use crate::shared::{Phase, Ride, Sent, Shared, Side, State};
 use crate::slots::Client;
 use crate::turns::{Ended, Turns};
 use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How long an ack may wait for company.
@@ -121,10 +122,15 @@ pub(crate) fn answer_alarm(shared: &Shared) {
 /// Sends what there is to send, for a thread that waits for the answer, without ever waiting itself: where the answer is there at once,
 /// no other thread need wake up, neither for the turn nor for its answer. What remains is the claims thread's, which is to be nudged.
 pub(crate) fn hurry(shared: &Shared) {
-    if let Ok(mut helm) = shared.helm.try_lock() {
-        if let Some(claims) = helm.as_mut() {
-            claims.hurry();
-        }
+    let mut helm = match shared.helm.try_lock() {
+        Ok(helm) => helm,
+        Err(TryLockError::Poisoned(helm)) => helm.into_inner(),
+        Err(TryLockError::WouldBlock) => return,
+    };
+    let Some(claims) = helm.as_mut() else { return };
+    if catch_unwind(AssertUnwindSafe(|| claims.hurry())).is_err() {
+        // A bug. The claims thread goes on with another connection: on this one there may be answers that nobody waits for.
+        claims.start_anew();
     }
 }
 
@@ -229,8 +235,7 @@ impl Claims {
         let now = Instant::now();
         if self.turns.has_begun() && !(state.registered && state.registry.is_outstanding()) {
             // Nobody waits for these answers any more, and nothing else may come before them.
-            self.turns = Turns::default();
-            self.link.discard();
+            self.start_anew();
         }
         if matches!(state.phase, Phase::Left | Phase::Stopped) {
             Ok(Task::Stop)
@@ -333,10 +338,25 @@ impl Claims {
         Err(wait)
     }
 
+    /// Forgets what is known of the connection, and the connection.
+    fn start_anew(&mut self) {
+        self.turns = Turns::default();
+        self.link.discard();
+    }
+
     /// See the function of this name.
     fn hurry(&mut self) {
+        // That of another thread may have begun before.
+        let had_begun = self.turns.has_begun();
+        if self.hurry_once() && had_begun {
+            self.hurry_once();
+        }
+    }
+
+    /// Answers whether a turn is done.
+    fn hurry_once(&mut self) -> bool {
         let Some((identity, turn)) = self.turn_at_once(&mut self.shared.clone().state()) else {
-            return;
+            return false;
         };
         let keys = &self.shared.keys;
         let begun = if self.turns.has_begun() {
@@ -344,15 +364,21 @@ impl Claims {
         } else {
             self.turns.begin_at_once(&mut self.link, keys, &identity, &turn)
         };
+        failpoint::reach("after_begin");
         match begun.and_then(|()| self.turns.end_at_once(&mut self.link, keys, &identity, &turn)) {
             Ok(Ended::Done(turned)) => {
                 self.turned(&identity, turned);
                 self.attempts.succeeded();
                 self.shared.link_works(Side::Claims);
+                true
             }
-            Ok(Ended::NotYet | Ended::NotSo) => {}
-            // The claims thread sends it anew, and tells of what fails then.
-            Err(_) => self.link.discard(),
+            Ok(Ended::NotYet | Ended::NotSo) => false,
+            Err(_) => {
+                // The claims thread sends it anew, by script, and tells of what fails then.
+                self.turns.in_vain();
+                self.link.discard();
+                false
+            }
         }
     }
 
@@ -367,6 +393,7 @@ impl Claims {
             && self.link.generation() == self.swept.0
             && state.registry.crews().is_empty()
             && state.registry.is_outstanding() == self.turns.has_begun()
+            && (self.turns.has_begun() || self.turns.may_begin(&self.link))
             && !state.registry.is_idle();
         is_ordinary.then(|| (state.identity.clone(), state.registry.turn()))
     }

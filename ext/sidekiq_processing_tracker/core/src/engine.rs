@@ -8,7 +8,7 @@ use crate::identity;
 use crate::parker::{lock, Parker};
 use crate::registry::{Handle, Requeueing, Standing, Taken};
 use crate::scripts;
-use crate::settings::Settings;
+use crate::settings::{Fetch, Settings};
 use crate::shared::{Phase, Shared, State};
 use crate::{blocking, claims, control, wake};
 use std::sync::atomic::Ordering;
@@ -202,11 +202,14 @@ impl Engine {
     pub fn recorded(&self, handle: Handle) -> Recorded {
         let mut state = self.shared.state();
         let mut standing = state.registry.standing(handle);
-        if standing == Standing::Awaited {
+        if standing == Standing::Awaited && self.shared.settings.fetch == Fetch::Sidekiq {
             drop(state);
             claims::hurry(&self.shared);
             state = self.shared.state();
             standing = state.registry.standing(handle);
+            if standing == Standing::Awaited {
+                self.shared.nudge(&mut state);
+            }
         }
         if standing == Standing::Lost {
             return Recorded::Lost;
@@ -225,7 +228,6 @@ impl Engine {
             self.shared.control_wake.notify_all();
         } else {
             state.registry.wake_when_recorded(handle, parker.clone());
-            self.shared.nudge(&mut state);
         }
         Recorded::Wait(parker)
     }

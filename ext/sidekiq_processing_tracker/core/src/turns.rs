@@ -1,5 +1,6 @@
 //! How turns are sent: without their script where that can be, which costs Redis a third; else by it.
 
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::keys::Keys;
 use crate::link::Link;
@@ -19,6 +20,9 @@ const AT_ONCE: usize = 4 << 10;
 /// The same of acks.
 const MANY: usize = 64;
 
+/// Answers that come later tell of the past.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
 /// A turn that is sent, and whose answers are on their way.
 struct Begun {
     transaction: Transaction,
@@ -26,6 +30,8 @@ struct Begun {
     call: u64,
     /// On which connection.
     generation: u64,
+    /// When, by a clock that counts suspension.
+    sent: Duration,
     /// Those that have come.
     answers: Vec<Value>,
 }
@@ -56,6 +62,8 @@ pub(crate) struct Turns {
     refusal: Option<Error>,
     /// A turn that has not been waited for.
     begun: Option<Begun>,
+    /// The last turn that was tried in vain.
+    vain: u64,
 }
 
 impl Turns {
@@ -67,7 +75,8 @@ impl Turns {
         if let Some(mut begun) = self.begun.take() {
             if begun.is_of(link, identity, turn) {
                 while begun.awaits() {
-                    begun.answers.push(link.receive()?);
+                    let answer = link.receive().inspect_err(|_| self.in_vain())?;
+                    begun.answers.push(answer);
                 }
                 if let Some(turned) = self.end(link, keys, turn, begun)? {
                     return Ok(turned);
@@ -80,7 +89,8 @@ impl Turns {
         let footing = self.footing.take();
         link.leave_if_elsewhere();
         if self.rest > 0 {
-            self.rest -= 1;
+            // This very turn has been tried.
+            self.rest -= u32::from(self.vain != turn.call);
         } else if let Some(footing) = footing.filter(|footing| footing.bears(link, identity, turn)) {
             let transaction = Transaction::new(link, keys, identity, turn, footing)?;
             let answers = link.converse(transaction.commands())?;
@@ -90,7 +100,7 @@ impl Turns {
             }
         }
         // After one that needs its script there mostly comes another of that kind.
-        let is_suited = scripts::is_suited(turn) && !plain;
+        let is_suited = scripts::is_suited(link, turn) && !plain;
         let now = Instant::now();
         if !is_suited || self.rest > 0 || self.unable_until.is_some_and(|until| now < until) {
             return scripts::turn(link, keys, identity, turn);
@@ -118,7 +128,7 @@ impl Turns {
     /// `Error::Connection`; the connection is gone then.
     pub fn begin_at_once(&mut self, link: &mut Link, keys: &Keys, identity: &str, turn: &Turn) -> Result<()> {
         let bytes: usize = turn.records.iter().map(|(_, payload)| payload.len()).sum();
-        if self.rest > 0 || bytes > AT_ONCE || turn.acks.len() > MANY || !turn.claims.is_empty() || !link.is_bare() {
+        if bytes > AT_ONCE || turn.acks.len() > MANY || !turn.claims.is_empty() || !self.may_begin(link) {
             return Ok(());
         }
         link.leave_if_elsewhere();
@@ -134,9 +144,15 @@ impl Turns {
                 identity: identity.to_owned(),
                 call: turn.call,
                 generation: link.generation(),
+                sent: clock::now(),
             });
         }
         Ok(())
+    }
+
+    /// Whether `begin_at_once` may send a turn, if that is suited.
+    pub fn may_begin(&self, link: &Link) -> bool {
+        self.rest == 0 && self.footing.is_some() && link.is_bare()
     }
 
     /// Receives the answers to a turn that has been sent by `begin_at_once`, as far as they have come. Never waits.
@@ -171,7 +187,15 @@ impl Turns {
         let transacted = begun
             .transaction
             .read(link, keys, &begun.identity, turn, begun.answers)?;
-        Ok(self.transacted(link, transacted))
+        let turned = self.transacted(link, transacted);
+        if turned.is_none() {
+            self.vain = turn.call;
+        }
+        if clock::now().saturating_sub(begun.sent) > TOLD_WITHIN {
+            // What the server's time was is told too late.
+            self.footing = None;
+        }
+        Ok(turned)
     }
 
     /// What has come of a transaction. `None`: the turn is not done, and goes by its script.
@@ -218,7 +242,8 @@ impl Turns {
         self.refusal = Some(error);
     }
 
-    fn in_vain(&mut self) {
+    /// A turn was tried without its script, in vain.
+    pub fn in_vain(&mut self) {
         self.empty.clear();
         // This one is the first of them.
         self.rest = self.next_rest;

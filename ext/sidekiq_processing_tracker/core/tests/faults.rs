@@ -374,7 +374,8 @@ impl<'a> Worker<'a> {
 
 /// Processes that are killed, one after another: from outside, or at a step of their work.
 fn kill_processes(world: &World, number: u64, seed: u64) {
-    const PLACES: [&str; 7] = [
+    const PLACES: [&str; 8] = [
+        "after_begin",
         "before_turn",
         "after_turn",
         "before_reap",

@@ -6,15 +6,17 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use processing_tracker_core::engine::Recorded;
 use processing_tracker_core::events::Event;
 use processing_tracker_core::registry::Taken;
 use redis::Commands;
 use support::crews::{crew, info, look, push, taken_by, QUICK};
-use support::proxy::{Action, End, OnRequest, Proxy, Request, When};
+use support::proxy::{Action, At, End, OnRequest, Proxy, Request, When};
 use support::redis_server::{Options, RedisServer, USER};
 use support::tracker::{
-    assert_at_rest, in_flight, job, keys, native, our_keys, queue, recover_all, settings, Tracker, SOON,
+    assert_at_rest, in_flight, is_lease_lost, job, keys, native, our_keys, queue, recover_all, settings, Tracker, SOON,
 };
 use support::wait::eventually;
 use support::workers::{at_once, strict, weighted, Book, Crew, Perform, Workers};
@@ -320,4 +322,90 @@ fn acks_clear_no_counters_where_there_are_none() {
     (0..30).for_each(|_| drop(next(&tracker, work)));
     let seen = clears.lock().unwrap();
     assert!(seen.len() > 20 && seen.iter().any(|clears| *clears), "{seen:?}");
+}
+
+/// Records and ends a job.
+#[track_caller]
+fn run(tracker: &Tracker, name: &str) {
+    let handle = tracker.record("work", &job(name));
+    tracker.engine().ack(handle);
+}
+
+#[test]
+fn a_thread_that_wants_its_record_sends_it_and_reads_the_answer_itself() {
+    let server = RedisServer::start();
+    let tracker = Tracker::registered(settings(&server.socket_path(), "one"));
+    (0..5).for_each(|number| run(&tracker, &format!("first{number}")));
+    let (scripts, mut jobs, mut at_once) = (server.calls_of("evalsha"), 0, 0);
+    // On a busy machine another thread may come in between.
+    eventually(SOON, "the record is there when the thread has asked for it", || {
+        jobs += 1;
+        let handle = tracker.track("work", &job(&format!("j{jobs}")));
+        at_once += u64::from(matches!(tracker.engine().recorded(handle), Recorded::Yes));
+        assert!(tracker.is_recorded(handle, SOON));
+        tracker.engine().ack(handle);
+        at_once >= 100
+    });
+    let scripts = server.calls_of("evalsha") - scripts;
+    assert!(scripts < jobs / 2, "{scripts} scripts for {jobs} jobs");
+    eventually(SOON, "the acks have gone", || in_flight(&server).is_empty());
+    assert!(tracker.leave(SOON));
+    assert_at_rest(&server);
+}
+
+#[test]
+fn a_thread_that_wants_its_record_never_waits_for_the_answer_where_it_asks() {
+    for (what, action) in [
+        ("late", Action::delay_reply(Duration::from_millis(300))),
+        ("half of it", Action::cut_reply(At::Byte(9), End::Silence)),
+        ("none, and the connection ends", Action::drop_reply()),
+        ("nothing is done", Action::drop_request()),
+    ] {
+        let server = RedisServer::start();
+        let proxy = Proxy::start(server.socket_path(), move |request: &Request| {
+            if request.is_transaction() && request.contains("held") {
+                action
+            } else {
+                Action::pass()
+            }
+        });
+        let tracker = Tracker::registered(settings(&proxy.socket_path(), "one"));
+        (0..20).for_each(|number| run(&tracker, &format!("first{number}")));
+        let held = tracker.track("work", &job("held"));
+        assert!(
+            !matches!(tracker.engine().recorded(held), Recorded::Yes | Recorded::Lost),
+            "{what}: it has waited for the answer"
+        );
+        // What another thread wants meanwhile comes with the next turn.
+        let other = tracker.track("work", &job("other"));
+        assert!(!matches!(tracker.engine().recorded(other), Recorded::Lost), "{what}");
+        for handle in [held, other] {
+            eventually(SOON, "the job is recorded", || tracker.is_recorded(handle, SOON));
+        }
+        let mut found = in_flight(&server);
+        found.sort();
+        assert_eq!(found, [job("held"), job("other")], "{what}");
+        assert_eq!(tracker.count(is_lease_lost), 0, "{what}");
+        [held, other]
+            .into_iter()
+            .for_each(|handle| tracker.engine().ack(handle));
+        (0..20).for_each(|number| run(&tracker, &format!("last{number}")));
+        eventually(SOON, "the acks have gone", || in_flight(&server).is_empty());
+        assert!(tracker.leave(SOON), "{what}");
+        assert_at_rest(&server);
+    }
+}
+
+#[test]
+fn an_ack_goes_though_no_other_turn_comes() {
+    let server = RedisServer::start();
+    let tracker = Tracker::registered(settings(&server.socket_path(), "one"));
+    for round in 0..50_u64 {
+        // Sometimes the claims thread looks by itself just then, sometimes it has long gone to sleep.
+        run(&tracker, &format!("j{round}"));
+        eventually(SOON, "the ack has gone", || in_flight(&server).is_empty());
+        std::thread::sleep(Duration::from_micros(round * 100));
+    }
+    assert!(tracker.leave(SOON));
+    assert_at_rest(&server);
 }

@@ -139,7 +139,8 @@ impl Engine {
     }
 
     /// `#await(handle, timeout_ms)`: whether the job's record is in Redis, or `:lost` when others have the job and it must
-    /// not run here. Waits without the GVL, but not while Redis is known not to answer.
+    /// not run here. Sends the record itself, where it can without waiting for anything. Then waits without the GVL, but not while Redis is
+    /// known not to answer.
     pub fn await_record(ruby: &Ruby, this: &Self, handle: Handle, timeout_ms: u64) -> Result<Value, Error> {
         errors::guard(ruby, || {
             let answer = |recorded: bool| Ok(recorded.into_value_with(ruby));

@@ -2,7 +2,7 @@
 //! script"). What the script looks at first, Redis watches here: nothing is done once the in-flight hash has changed.
 
 use super::answer::{bytes, whole, Answer};
-use super::turn::{Done, Turn};
+use super::turn::{Done, Turn, SMALL};
 use crate::clock;
 use crate::entry::{number, Token};
 use crate::error::{Error, Result};
@@ -159,13 +159,17 @@ impl Footing {
             && self.generation == link.generation()
             && self.identity == identity
             && self.call < turn.call
-            && is_suited(turn)
+            && is_suited(link, turn)
     }
 }
 
-/// Whether a turn may go without its script.
-pub(crate) fn is_suited(turn: &Turn) -> bool {
-    turn.marks.is_empty() && turn.requeues.is_empty()
+/// Whether a turn may go without its script. Records of small payloads only where threads read the answers themselves: else they are
+/// woken one by one, each while another has the GVL, and all is slower (docs/performance.md, "What is in the way").
+pub(crate) fn is_suited(link: &Link, turn: &Turn) -> bool {
+    let is_large = |record: &(_, Arc<[u8]>)| record.1.len() > SMALL;
+    let records = &turn.records;
+    let are_suited = records.is_empty() || link.is_bare() || records.iter().any(is_large);
+    turn.marks.is_empty() && turn.requeues.is_empty() && are_suited
 }
 
 /// What became of a transaction.
