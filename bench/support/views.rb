@@ -93,6 +93,10 @@ module Bench
       "latency" => [
         Plot.new("latency", "From the push to the job's start, idle processes: p50 in µs", "Median, least and greatest of the rounds.",
           value("p50", :p50, factor: 1e6), nil, nil)
+      ],
+      "recovery" => [
+        Plot.new("recovery", "100,000 orphans of 1,000 dead processes: seconds until all are back", "By one process. Median, least and greatest of the rounds.",
+          value("seconds", :seconds, digits: 2), nil, nil)
       ]
     }.freeze
 
@@ -161,7 +165,7 @@ module Bench
         figures = Figures.summary(values.map { |value| value * column.factor })
         next unless figures[:median]
 
-        label = ratio ? format("%.2f×", figures[:median]) : format("%.0f", figures[:median]).gsub(/(?<=\d)(?=(\d{3})+\z)/, ",")
+        label = ratio ? format("%.2f×", figures[:median]) : format("%.#{column.digits}f", figures[:median]).gsub(/(?<=\d)(?=(\d{3})+\z)/, ",")
         Chart::Bar.new(contender.name, *figures.values, label, contender.key.to_s[/\A[a-z]+/].to_sym)
       end
     end

@@ -403,9 +403,29 @@ fn an_ack_goes_though_no_other_turn_comes() {
     for round in 0..50_u64 {
         // Sometimes the claims thread looks by itself just then, sometimes it has long gone to sleep.
         run(&tracker, &format!("j{round}"));
-        eventually(SOON, "the ack has gone", || in_flight(&server).is_empty());
+        // Long before the claims thread would look in any case.
+        eventually(Duration::from_secs(2), "the ack has gone", || {
+            in_flight(&server).is_empty()
+        });
         std::thread::sleep(Duration::from_micros(round * 100));
     }
+    assert!(tracker.leave(SOON));
+    assert_at_rest(&server);
+}
+
+#[test]
+fn the_ack_of_a_large_payload_is_a_small_request() {
+    let server = RedisServer::start();
+    let tracker = Tracker::registered(settings(&server.socket_path(), "one"));
+    let sent = || -> u64 { info(&server, "stats", "total_net_input_bytes").parse().unwrap() };
+    let before = sent();
+    let handle = tracker.record("work", &job(&"x".repeat(1 << 20)));
+    assert!(sent() - before > 1 << 20);
+    let before = sent();
+    tracker.engine().ack(handle);
+    eventually(SOON, "the ack has gone", || in_flight(&server).is_empty());
+    let asked = sent() - before;
+    assert!(asked < 64 << 10, "{asked} bytes");
     assert!(tracker.leave(SOON));
     assert_at_rest(&server);
 }
