@@ -201,14 +201,19 @@ impl Link {
     }
 
     fn begin_packed(&mut self, packed: &[u8]) -> Result<()> {
-        let sent = match &mut self.connection {
-            Some(opened) => opened.line.send(packed),
+        self.on_line(|line| line.send(packed))
+    }
+
+    /// Does something with the connection that there is. When it fails the connection is gone.
+    fn on_line<T>(&mut self, act: impl FnOnce(&mut Line) -> redis::RedisResult<T>) -> Result<T> {
+        let outcome = match &mut self.connection {
+            Some(opened) => act(&mut opened.line),
             None => return Err(Error::Connection("the connection is gone".into())),
         };
-        if sent.is_err() {
+        if outcome.is_err() {
             self.connection = None;
         }
-        Ok(sent?)
+        Ok(outcome?)
     }
 
     /// The next reply to what has begun.
@@ -216,14 +221,7 @@ impl Link {
     /// # Errors
     /// `Error::Connection`; the connection is gone then.
     pub(crate) fn receive(&mut self) -> Result<Value> {
-        let reply = match &mut self.connection {
-            Some(opened) => opened.line.receive(),
-            None => return Err(Error::Connection("the connection is gone".into())),
-        };
-        if reply.is_err() {
-            self.connection = None;
-        }
-        Ok(reply?)
+        self.on_line(Line::receive)
     }
 
     /// Whether sockets of this link's connections can be waited for, as far as they are not encrypted.
@@ -237,14 +235,7 @@ impl Link {
     /// # Errors
     /// `Error::Connection`; the connection is gone then.
     pub(crate) fn begin_at_once(&mut self, commands: &redis::Pipeline) -> Result<bool> {
-        let Some(opened) = &mut self.connection else {
-            return Ok(false);
-        };
-        let sent = opened.line.send_at_once(&commands.get_packed_pipeline());
-        if sent.is_err() {
-            self.connection = None;
-        }
-        Ok(sent?)
+        self.on_line(|line| line.send_at_once(&commands.get_packed_pipeline()))
     }
 
     /// The next reply to what has begun, if it has come; never waits.
@@ -252,14 +243,7 @@ impl Link {
     /// # Errors
     /// `Error::Connection`; the connection is gone then.
     pub(crate) fn try_receive(&mut self) -> Result<Option<Value>> {
-        let reply = match &mut self.connection {
-            Some(opened) => opened.line.try_receive(),
-            None => return Err(Error::Connection("the connection is gone".into())),
-        };
-        if reply.is_err() {
-            self.connection = None;
-        }
-        Ok(reply?)
+        self.on_line(Line::try_receive)
     }
 
     /// The connection, for another to receive with. Nothing may be done here until it is back.
@@ -342,14 +326,7 @@ impl Link {
     /// As for `pipeline`, also where there is no connection.
     pub(crate) fn converse(&mut self, commands: &redis::Pipeline) -> Result<Vec<Value>> {
         let count = commands.len();
-        let answers = match &mut self.connection {
-            Some(opened) => opened.line.ask(&commands.get_packed_pipeline(), count),
-            None => return Err(Error::Connection("the connection is gone".into())),
-        };
-        if answers.is_err() {
-            self.connection = None;
-        }
-        Ok(answers?)
+        self.on_line(|line| line.ask(&commands.get_packed_pipeline(), count))
     }
 
     fn settle(&mut self, answer: redis::RedisResult<Value>) -> Result<Value> {
